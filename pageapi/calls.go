@@ -1,0 +1,160 @@
+package pageapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal/pg"
+)
+
+// This file has the client's calls that are not reads of pages. Any node answers them.
+
+func timeoutMS(ctx context.Context) uint32 {
+	if deadline, ok := ctx.Deadline(); ok {
+		return uint32(max(1, time.Until(deadline).Milliseconds()-50)) // so that the node's error arrives before our own
+	}
+	return 0
+}
+
+// RelSize is the number of blocks of a fork.
+func (c *Client) RelSize(ctx context.Context, at Position, rel pg.RelFork) (pg.BlockNumber, pg.LSN, error) {
+	n, err := c.anyNode(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	resp, err := n.pages.GetRelSize(ctx, &pb.GetRelSizeRequest{At: positionToWire(at), Rel: relToWire(rel), TimeoutMs: timeoutMS(ctx)})
+	if err != nil {
+		return 0, 0, fromGRPC(n.address, err)
+	}
+	return resp.Blocks, pg.LSN(resp.Lsn), nil
+}
+
+// Relations lists every fork at one LSN. fn is called as they arrive; an error afterwards means that the list is not whole.
+func (c *Client) Relations(ctx context.Context, at Position, fn func(pg.RelFork, pg.BlockNumber) error) (pg.LSN, error) {
+	n, err := c.anyNode(ctx)
+	if err != nil {
+		return 0, err
+	}
+	stream, err := n.pages.ListRelations(ctx, &pb.ListRelationsRequest{At: positionToWire(at), TimeoutMs: timeoutMS(ctx)})
+	if err != nil {
+		return 0, fromGRPC(n.address, err)
+	}
+	var lsn pg.LSN
+	for {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return lsn, nil
+		}
+		if err != nil {
+			return 0, fromGRPC(n.address, err)
+		}
+		lsn = pg.LSN(resp.Lsn)
+		for _, r := range resp.Relations {
+			rel, err := relFromWire(r.Rel)
+			if err != nil {
+				return 0, err
+			}
+			if err := fn(rel, r.Blocks); err != nil {
+				return 0, err
+			}
+		}
+	}
+}
+
+// SLRUSegments lists the segments of an SLRU.
+func (c *Client) SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([]uint32, error) {
+	n, err := c.anyNode(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := n.pages.ListSlruSegments(ctx, &pb.ListSlruSegmentsRequest{At: positionToWire(at), Slru: uint32(slru), TimeoutMs: timeoutMS(ctx)})
+	if err != nil {
+		return nil, fromGRPC(n.address, err)
+	}
+	return resp.Segments, nil
+}
+
+// SLRUSegment is the content of one segment of an SLRU.
+func (c *Client) SLRUSegment(ctx context.Context, at Position, slru pg.SLRU, segment uint32) ([]byte, error) {
+	n, err := c.anyNode(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := n.pages.GetSlruSegment(ctx, &pb.GetSlruSegmentRequest{At: positionToWire(at), Slru: uint32(slru), Segment: segment, TimeoutMs: timeoutMS(ctx)})
+	if err != nil {
+		return nil, fromGRPC(n.address, err)
+	}
+	return resp.Pages, nil
+}
+
+// History lists the versions of a page at or below the position, newest first.
+func (c *Client) History(ctx context.Context, at Position, key pg.PageKey, limit int) ([]Version, pg.LSN, error) {
+	n, err := c.anyNode(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	resp, err := n.pages.GetPageHistory(ctx, &pb.GetPageHistoryRequest{At: positionToWire(at), Rel: relToWire(key.RelFork), Block: key.Block, Limit: uint32(limit)})
+	if err != nil {
+		return nil, 0, fromGRPC(n.address, err)
+	}
+	var versions []Version
+	for _, v := range resp.Versions {
+		versions = append(versions, Version{LSN: pg.LSN(v.Lsn), Kind: v.Kind, Record: v.Record, Bytes: int(v.Bytes)})
+	}
+	return versions, pg.LSN(resp.Lsn), nil
+}
+
+// State is all that a data directory needs beside pages.
+func (c *Client) State(ctx context.Context, at Position) (*ClusterState, error) {
+	n, err := c.anyNode(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := n.pages.GetClusterState(ctx, &pb.GetClusterStateRequest{At: positionToWire(at), TimeoutMs: timeoutMS(ctx)})
+	if err != nil {
+		return nil, fromGRPC(n.address, err)
+	}
+	st := &ClusterState{
+		LSN: pg.LSN(resp.Lsn), Major: pg.Major(resp.Major), SystemIdentifier: resp.SystemIdentifier, Timeline: resp.Timeline, WALSegmentSize: resp.WalSegmentSize,
+		BaseControlFile: resp.BaseControlFile, ControlState: resp.ControlState, Damage: resp.Damage, TimelineHistory: resp.TimelineHistory,
+	}
+	for _, o := range resp.Objects {
+		st.Objects = append(st.Objects, MetaObject{Kind: uint8(o.Kind), ID: [2]uint32{o.Id0, o.Id1}, Value: o.Value})
+	}
+	return st, nil
+}
+
+// Resolve turns a target into an LSN.
+func (c *Client) Resolve(ctx context.Context, t Target) (*Resolution, error) {
+	n, err := c.anyNode(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := n.pages.ResolveTarget(ctx, &pb.ResolveTargetRequest{Target: targetToWire(t)})
+	if err != nil {
+		return nil, fromGRPC(n.address, err)
+	}
+	r := &Resolution{LSN: pg.LSN(resp.Lsn), Note: resp.Note}
+	for _, e := range resp.Around {
+		r.Around = append(r.Around, CommitEntry{
+			Start: pg.LSN(e.StartLsn), End: pg.LSN(e.EndLsn), Kind: e.Kind, XID: e.Xid, Time: pg.Timestamp(e.TimeUs), Name: e.Name,
+		})
+	}
+	return r, nil
+}
+
+// Lease pins an LSN.
+func (c *Client) Lease(ctx context.Context, at Position, d time.Duration) (id uint64, expires pg.Timestamp, err error) {
+	n, err := c.anyNode(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	resp, err := n.pages.LeaseLsn(ctx, &pb.LeaseLsnRequest{Branch: at.Branch, Lsn: uint64(at.LSN), Seconds: uint32(d.Seconds())})
+	if err != nil {
+		return 0, 0, fromGRPC(n.address, err)
+	}
+	return resp.Lease, pg.Timestamp(resp.ExpiresUs), nil
+}

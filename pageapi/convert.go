@@ -1,0 +1,132 @@
+package pageapi
+
+import (
+	"encoding/binary"
+
+	"github.com/cespare/xxhash/v2"
+
+	"everpage/cluster/placement"
+	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal/pg"
+)
+
+// This file turns the wire's messages into the package's types and back.
+
+func relToWire(r pg.RelFork) *pb.RelFork {
+	return &pb.RelFork{Spc: r.Spc, Db: r.DB, Rel: r.Rel, Fork: uint32(r.Fork)}
+}
+
+func relFromWire(r *pb.RelFork) (pg.RelFork, error) {
+	if r == nil {
+		return pg.RelFork{}, Errorf(Invalid, "the request names no relation")
+	}
+	if r.Fork > uint32(pg.InitFork) {
+		return pg.RelFork{}, Errorf(Invalid, "fork number %d does not exist: want 0 (main) to 3 (init)", r.Fork)
+	}
+	if r.Spc == 0 {
+		return pg.RelFork{}, Errorf(Invalid, "tablespace 0 does not exist: pg_default is %d, pg_global %d", pg.DefaultTablespace, pg.GlobalTablespace)
+	}
+	return pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: r.Spc, DB: r.Db, Rel: r.Rel}, Fork: pg.ForkNumber(r.Fork)}, nil
+}
+
+func positionToWire(p Position) *pb.Position {
+	return &pb.Position{Branch: p.Branch, Lsn: uint64(p.LSN)}
+}
+
+func positionFromWire(p *pb.Position) Position {
+	return Position{Branch: p.GetBranch(), LSN: pg.LSN(p.GetLsn())}
+}
+
+func slruFromWire(n uint32) (pg.SLRU, error) {
+	for _, s := range pg.SLRUs() {
+		if uint32(s) == n {
+			return s, nil
+		}
+	}
+	return 0, Errorf(Invalid, "SLRU kind %d does not exist", n)
+}
+
+func targetToWire(t Target) *pb.Target {
+	w := &pb.Target{Branch: t.Branch, Lsn: uint64(t.LSN), Name: t.Name, Before: t.Before, Xid: t.XID}
+	if t.Time != nil {
+		us := int64(*t.Time)
+		w.TimeUs = &us
+	}
+	return w
+}
+
+func targetFromWire(w *pb.Target) (Target, error) {
+	t := Target{Branch: w.GetBranch(), LSN: pg.LSN(w.GetLsn()), Name: w.GetName(), Before: w.GetBefore()}
+	n := 0
+	if t.LSN != 0 {
+		n++
+	}
+	if t.Name != "" {
+		n++
+	}
+	if w != nil && w.Xid != nil {
+		t.XID = w.Xid
+		n++
+	}
+	if w != nil && w.TimeUs != nil {
+		ts := pg.Timestamp(*w.TimeUs)
+		t.Time = &ts
+		n++
+	}
+	if n > 1 {
+		return t, Errorf(Invalid, "a target is one of LSN, time, xid and name, not several")
+	}
+	return t, nil
+}
+
+func mapToWire(m *placement.Map) *pb.GetShardMapResponse {
+	w := &pb.GetShardMapResponse{Epoch: m.Epoch, Shards: uint32(len(m.Replicas)), SegmentBlocks: m.SegmentBlocks}
+	for _, n := range m.Nodes {
+		w.Nodes = append(w.Nodes, &pb.Node{Name: n.Name, Address: n.Address, Zone: n.Zone})
+	}
+	for _, replicas := range m.Replicas {
+		r := &pb.ShardReplicas{}
+		for _, n := range replicas {
+			r.Nodes = append(r.Nodes, uint32(n))
+		}
+		w.Replicas = append(w.Replicas, r)
+	}
+	return w
+}
+
+func mapFromWire(w *pb.GetShardMapResponse) (*placement.Map, error) {
+	m := &placement.Map{Epoch: w.GetEpoch(), SegmentBlocks: w.GetSegmentBlocks()}
+	for _, n := range w.GetNodes() {
+		m.Nodes = append(m.Nodes, placement.Node{Name: n.Name, Address: n.Address, Zone: n.Zone})
+	}
+	for _, r := range w.GetReplicas() {
+		var replicas []int
+		for _, n := range r.Nodes {
+			replicas = append(replicas, int(n))
+		}
+		m.Replicas = append(m.Replicas, replicas)
+	}
+	return m, m.Valid()
+}
+
+// pagesChecksum binds pages to what was asked for: it differs if a page of another block, relation, branch or LSN is answered.
+func pagesChecksum(at Position, rel pg.RelFork, blocks []pg.BlockNumber, pages []byte) uint64 {
+	var head [32]byte
+	binary.LittleEndian.PutUint32(head[0:], at.Branch)
+	binary.LittleEndian.PutUint64(head[4:], uint64(at.LSN))
+	binary.LittleEndian.PutUint32(head[12:], rel.Spc)
+	binary.LittleEndian.PutUint32(head[16:], rel.DB)
+	binary.LittleEndian.PutUint32(head[20:], rel.Rel)
+	binary.LittleEndian.PutUint32(head[24:], uint32(rel.Fork))
+	binary.LittleEndian.PutUint32(head[28:], uint32(len(blocks)))
+	var d xxhash.Digest
+	d.Reset()
+	d.Write(head[:])
+	var b [4]byte
+	for _, n := range blocks {
+		binary.LittleEndian.PutUint32(b[:], n)
+		d.Write(b[:])
+	}
+	d.Write(pages)
+	return d.Sum64()
+}

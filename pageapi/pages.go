@@ -1,0 +1,98 @@
+// Package pageapi serves pages at any LSN over gRPC, and has the client that routes each page to a node that keeps it.
+package pageapi
+
+import (
+	"context"
+
+	"everpage/cluster/placement"
+	"everpage/wal/pg"
+)
+
+// Position is a branch and an LSN on it. Branch 0 is main, LSN 0 the newest readable one.
+type Position struct {
+	Branch uint32
+	LSN    pg.LSN
+}
+
+// Pages is what a server answers from. Its errors carry codes (Errorf).
+type Pages interface {
+	// Position waits until the LSN is answerable, or until ctx ends with an error that names the link that is behind.
+	// The returned position has both fields set, and may be read as often as wanted.
+	Position(ctx context.Context, at Position) (Position, error)
+	// Page reads one page into dst, 8192 bytes.
+	Page(ctx context.Context, at Position, key pg.PageKey, dst []byte) error
+	// Size is the number of blocks of a fork.
+	Size(ctx context.Context, at Position, fork pg.RelFork) (pg.BlockNumber, error)
+	// Relations calls fn for every fork that exists, in key order.
+	Relations(ctx context.Context, at Position, fn func(pg.RelFork, pg.BlockNumber) error) error
+	// SLRUSegments lists the existing segments of an SLRU.
+	SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([]uint32, error)
+	// SLRUSegment is the content of one segment, as long as its file would be.
+	SLRUSegment(ctx context.Context, at Position, slru pg.SLRU, segment uint32) ([]byte, error)
+	// History lists the versions of a page at or below the position, newest first, at most limit (0: all).
+	History(ctx context.Context, at Position, key pg.PageKey, limit int) ([]Version, error)
+	// State is all that is not a page.
+	State(ctx context.Context, at Position) (*ClusterState, error)
+	// Resolve turns a target into an LSN.
+	Resolve(ctx context.Context, t Target) (*Resolution, error)
+	// Lease pins an LSN.
+	Lease(ctx context.Context, at Position, seconds uint32) (id uint64, expires pg.Timestamp, err error)
+	// Map is the newest shard map.
+	Map() *placement.Map
+}
+
+// Version is one stored version of a page.
+type Version struct {
+	LSN    pg.LSN `json:"lsn"`
+	Kind   string `json:"kind"`   // image, init, delta, damaged
+	Record string `json:"record"` // resource manager and record type, or "import"
+	Bytes  int    `json:"bytes"`
+}
+
+// ClusterState is all that a data directory needs beside pages.
+type ClusterState struct {
+	LSN              pg.LSN
+	Major            pg.Major
+	SystemIdentifier uint64
+	Timeline         pg.TimelineID
+	WALSegmentSize   uint32
+	BaseControlFile  []byte // pg_control as the import found it
+	ControlState     []byte // redo.ControlState, encoded
+	Objects          []MetaObject
+	Damage           []string
+	TimelineHistory  []byte
+}
+
+// MetaObject is one small object; Kind is a redo.MetaKind.
+type MetaObject struct {
+	Kind  uint8
+	ID    [2]uint32
+	Value []byte
+}
+
+// Target names a point in a branch's history: one of LSN, Time, XID and Name, or none of them for the newest readable LSN.
+type Target struct {
+	Branch uint32
+	LSN    pg.LSN
+	Time   *pg.Timestamp
+	XID    *pg.TransactionID
+	Name   string
+	Before bool // leave the target itself out
+}
+
+// Resolution is a target's LSN.
+type Resolution struct {
+	LSN    pg.LSN        `json:"lsn"`
+	Note   string        `json:"note,omitempty"` // that the target was clamped, for example
+	Around []CommitEntry `json:"around"`
+}
+
+// CommitEntry is a commit, an abort or a restore point.
+type CommitEntry struct {
+	Start pg.LSN           `json:"start"`
+	End   pg.LSN           `json:"end"`
+	Kind  string           `json:"kind"`
+	XID   pg.TransactionID `json:"xid,omitempty"`
+	Time  pg.Timestamp     `json:"time"`
+	Name  string           `json:"name,omitempty"`
+}
