@@ -176,6 +176,29 @@ func (s *Server) KeepWAL(dst string) error {
 	return errors.Join(s.account.reach(dst), s.account.own(dst))
 }
 
+// MoveWAL does for a stopped server what KeepWAL does, without copying: the server keeps the last three segments only,
+// enough to start again, and dst gets all.
+func (s *Server) MoveWAL(dst string) error {
+	if s.Running() {
+		return errors.New("move WAL: the server runs")
+	}
+	if err := os.MkdirAll(dst, 0o755); err != nil {
+		return err
+	}
+	names, err := Segments(s.WALDir())
+	if err != nil {
+		return fmt.Errorf("move WAL: %w", err)
+	}
+	// The newest may be one that was made ahead, and the last checkpoint's record may begin in the one before.
+	const last = 3
+	for _, name := range names[:max(0, len(names)-last)] {
+		if err := os.Rename(filepath.Join(s.WALDir(), name), filepath.Join(dst, name)); err != nil {
+			return fmt.Errorf("move WAL: %w", err)
+		}
+	}
+	return s.KeepWAL(dst)
+}
+
 func removeIfExists(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

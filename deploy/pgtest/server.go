@@ -353,6 +353,14 @@ func (s *Server) logFrom(offset int64) string {
 	return string(b[max(min(int(offset), len(b)), len(b)-limit):])
 }
 
+// MakeDir makes a directory that the server may write, for a tablespace or an archive.
+func (s *Server) MakeDir(dir string) error {
+	if err := s.account.mkdir(dir); err != nil {
+		return fmt.Errorf("make %s for the server: %w", dir, err)
+	}
+	return nil
+}
+
 // serverCommand prepares a program to run as the server's user.
 func (s *Server) serverCommand(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
