@@ -29,6 +29,7 @@ type Record struct {
 
 	Blocks []Block // in the order of the record; IDs ascend
 	Main   []byte  // main data
+	Raw    []byte  // the whole record, header first and page headers left out: TotalLength bytes
 }
 
 // Op is the resource manager's own nibble of Info (xl_info & ~XLR_INFO_MASK).

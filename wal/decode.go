@@ -1,0 +1,273 @@
+package wal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+
+	"everpage/wal/pg"
+)
+
+// Offsets in a record's header (XLogRecord) and the numbers of the headers that follow it (xlogrecord.h).
+const (
+	offTotalLength = 0
+	offXID         = 4
+	offPrev        = 8
+	offInfo        = 16
+	offRmgr        = 17
+	offCRC         = 20
+
+	idMainShort   = 255 // XLR_BLOCK_ID_DATA_SHORT
+	idMainLong    = 254 // XLR_BLOCK_ID_DATA_LONG
+	idOrigin      = 253 // XLR_BLOCK_ID_ORIGIN
+	idTopLevelXID = 252 // XLR_BLOCK_ID_TOPLEVEL_XID
+
+	forkMask  = 0x0F // BKPBLOCK_FORK_MASK
+	hasImage  = 0x10 // BKPBLOCK_HAS_IMAGE
+	hasData   = 0x20 // BKPBLOCK_HAS_DATA
+	willInit  = 0x40 // BKPBLOCK_WILL_INIT
+	sameRel   = 0x80 // BKPBLOCK_SAME_REL
+	imageHole = 0x01 // BKPIMAGE_HAS_HOLE, in all majors
+)
+
+// MaxRecordLength is the longest record that any server can read back (MaxAllocSize), bytes.
+const MaxRecordLength = 1<<30 - 1
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// RecordCRC is the CRC-32C of a whole record, as its header should bear it. raw is at least RecordHeaderSize long.
+func RecordCRC(raw []byte) uint32 {
+	c := crc32.Update(0, castagnoli, raw[RecordHeaderSize:])
+	return crc32.Update(c, castagnoli, raw[:offCRC])
+}
+
+// imageBits are the flags of bimg_info that changed between majors.
+type imageBits struct {
+	apply, pglz, lz4, zstd, all uint8
+}
+
+func imageBitsOf(m pg.Major) imageBits {
+	if m == 14 {
+		return imageBits{apply: 0x04, pglz: 0x02, all: 0x07}
+	}
+	return imageBits{apply: 0x02, pglz: 0x04, lz4: 0x08, zstd: 0x10, all: 0x1F}
+}
+
+// compression maps a bimg_info to the packing it names. ok is false for bits or mixtures that this major doesn't write.
+func (b imageBits) compression(info uint8) (c Compression, ok bool) {
+	if info&^b.all != 0 {
+		return NoCompression, false
+	}
+	switch info & (b.pglz | b.lz4 | b.zstd) {
+	case 0:
+		return NoCompression, true
+	case b.pglz:
+		return PGLZ, true
+	case b.lz4:
+		return LZ4, true
+	case b.zstd:
+		return Zstd, true
+	}
+	return NoCompression, false
+}
+
+// Decode fills rec from the bytes of one whole record (raw, header first), mirroring DecodeXLogRecord. It checks every length and flag, so that
+// the parts add up to the record exactly; it checks neither the CRC nor xl_prev, which the Reader does. Timeline, Start and End are
+// left as they are. rec borrows raw; rec.Blocks is reused.
+func Decode(rec *Record, major pg.Major, raw []byte) error {
+	if len(raw) < RecordHeaderSize {
+		return fmt.Errorf("record of %d bytes is shorter than its header", len(raw))
+	}
+	le := binary.LittleEndian
+	if n := le.Uint32(raw[offTotalLength:]); uint64(n) != uint64(len(raw)) {
+		return fmt.Errorf("record's length field says %d, but %d bytes are given", n, len(raw))
+	}
+	rec.Major = major
+	rec.Raw = raw
+	rec.TotalLength = uint32(len(raw))
+	rec.XID = le.Uint32(raw[offXID:])
+	rec.Prev = pg.LSN(le.Uint64(raw[offPrev:]))
+	rec.Info = raw[offInfo]
+	rec.Rmgr = Rmgr(raw[offRmgr])
+	rec.CRC = le.Uint32(raw[offCRC:])
+	return decodeBody(rec, imageBitsOf(major), raw[RecordHeaderSize:])
+}
+
+// decodeBody reads the headers behind the record's own and cuts the payload to pieces.
+func decodeBody(rec *Record, bits imageBits, b []byte) error {
+	rec.Origin, rec.TopLevelXID, rec.Main = 0, 0, nil
+	rec.Blocks = rec.Blocks[:0]
+	le := binary.LittleEndian
+	var rel pg.RelFileLocator
+	haveRel := false
+	data := uint64(0) // payload announced so far
+	mainLen := uint64(0)
+	last := -1 // highest block ID so far
+	var dataLen, imageLen [MaxBlockID + 1]uint16
+	// As in the server: headers end where what is left is just the payload announced, or with the main data's header.
+headers:
+	for uint64(len(b)) > data {
+		id := b[0]
+		switch {
+		case id <= MaxBlockID:
+			if int(id) <= last {
+				return fmt.Errorf("block ID %d out of order after %d", id, last)
+			}
+			last = int(id)
+			// Overwritten in place; growing is bounded by MaxBlockID+1.
+			n := len(rec.Blocks)
+			if n < cap(rec.Blocks) {
+				rec.Blocks = rec.Blocks[:n+1]
+			} else {
+				rec.Blocks = append(rec.Blocks, Block{})
+			}
+			blk := &rec.Blocks[n]
+			rest, dl, il, err := decodeBlockHeader(blk, bits, b)
+			if err != nil {
+				return fmt.Errorf("block %d: %w", id, err)
+			}
+			dataLen[n], imageLen[n] = dl, il
+			if b[1]&sameRel == 0 {
+				if len(rest) < 12 {
+					return errShortHeader
+				}
+				rel = pg.RelFileLocator{Spc: le.Uint32(rest), DB: le.Uint32(rest[4:]), Rel: le.Uint32(rest[8:])}
+				haveRel = true
+				rest = rest[12:]
+			} else if !haveRel {
+				return fmt.Errorf("block %d says same relation, but there is none before it", id)
+			}
+			if len(rest) < 4 {
+				return errShortHeader
+			}
+			blk.RelFileLocator = rel
+			blk.PageKey.Block = le.Uint32(rest)
+			b = rest[4:]
+			data += uint64(dl) + uint64(il)
+		case id == idMainShort:
+			if len(b) < 2 {
+				return errShortHeader
+			}
+			mainLen = uint64(b[1])
+			data += mainLen
+			b = b[2:]
+			break headers
+		case id == idMainLong:
+			if len(b) < 5 {
+				return errShortHeader
+			}
+			mainLen = uint64(le.Uint32(b[1:]))
+			data += mainLen
+			b = b[5:]
+			break headers
+		case id == idOrigin:
+			if len(b) < 3 {
+				return errShortHeader
+			}
+			rec.Origin = le.Uint16(b[1:])
+			b = b[3:]
+		case id == idTopLevelXID:
+			if len(b) < 5 {
+				return errShortHeader
+			}
+			rec.TopLevelXID = le.Uint32(b[1:])
+			b = b[5:]
+		default:
+			return fmt.Errorf("invalid block ID %d", id)
+		}
+	}
+	if uint64(len(b)) != data {
+		return fmt.Errorf("record's parts need %d bytes, but %d are left behind its headers", data, len(b))
+	}
+	for i := range rec.Blocks {
+		blk := &rec.Blocks[i]
+		if blk.HasImage {
+			n := int(imageLen[i])
+			blk.Image.Data = b[:n:n]
+			b = b[n:]
+		}
+		if blk.HasData {
+			n := int(dataLen[i])
+			blk.Data = b[:n:n]
+			b = b[n:]
+		}
+	}
+	if mainLen > 0 {
+		rec.Main = b
+	}
+	return nil
+}
+
+var errShortHeader = errors.New("record ends inside its headers")
+
+// decodeBlockHeader reads a block's header up to its relation, and its image's header. It returns what follows and the lengths of data and image.
+func decodeBlockHeader(blk *Block, bits imageBits, b []byte) (rest []byte, dataLen, imageLen uint16, err error) {
+	if len(b) < 4 {
+		return nil, 0, 0, errShortHeader
+	}
+	le := binary.LittleEndian
+	flags := b[1]
+	dataLen = le.Uint16(b[2:])
+	blk.ID = b[0]
+	blk.Fork = pg.ForkNumber(flags & forkMask)
+	blk.HasImage = flags&hasImage != 0
+	blk.HasData = flags&hasData != 0
+	blk.WillInit = flags&willInit != 0
+	blk.Image = Image{}
+	blk.Data = nil
+	if blk.Fork > pg.InitFork {
+		return nil, 0, 0, fmt.Errorf("fork number %d is none of PostgreSQL's", blk.Fork)
+	}
+	if blk.HasData != (dataLen > 0) {
+		return nil, 0, 0, fmt.Errorf("data flag is %t, but data length is %d", blk.HasData, dataLen)
+	}
+	b = b[4:]
+	if !blk.HasImage {
+		return b, dataLen, 0, nil
+	}
+	if len(b) < 5 {
+		return nil, 0, 0, errShortHeader
+	}
+	img := &blk.Image
+	imageLen = le.Uint16(b)
+	img.HoleOffset = le.Uint16(b[2:])
+	img.Info = b[4]
+	b = b[5:]
+	c, ok := bits.compression(img.Info)
+	if !ok {
+		return nil, 0, 0, fmt.Errorf("image flags %02X are not of this major", img.Info)
+	}
+	img.Compression = c
+	img.Apply = img.Info&bits.apply != 0
+	hole := img.Info&imageHole != 0
+	switch {
+	case c == NoCompression:
+		if imageLen > pg.BlockSize {
+			return nil, 0, 0, fmt.Errorf("image of %d bytes is longer than a page", imageLen)
+		}
+		img.HoleLength = pg.BlockSize - imageLen
+	case hole:
+		if len(b) < 2 {
+			return nil, 0, 0, errShortHeader
+		}
+		img.HoleLength = le.Uint16(b)
+		b = b[2:]
+	}
+	return b, dataLen, imageLen, img.check(hole, imageLen)
+}
+
+// check holds the image's header against the rules of DecodeXLogRecord, and the hole against the page.
+func (img *Image) check(hole bool, length uint16) error {
+	switch {
+	case hole && (img.HoleOffset == 0 || img.HoleLength == 0 || length == pg.BlockSize):
+		return fmt.Errorf("image has a hole, but hole offset is %d, hole length %d, image length %d", img.HoleOffset, img.HoleLength, length)
+	case !hole && (img.HoleOffset != 0 || img.HoleLength != 0):
+		return fmt.Errorf("image has no hole, but hole offset is %d, hole length %d", img.HoleOffset, img.HoleLength)
+	case img.Compression != NoCompression && length >= pg.BlockSize:
+		return fmt.Errorf("compressed image is %d bytes long, no less than a page", length)
+	case uint32(img.HoleOffset)+uint32(img.HoleLength) > pg.BlockSize:
+		return fmt.Errorf("image's hole at %d, %d bytes long, leaves the page", img.HoleOffset, img.HoleLength)
+	}
+	return nil
+}
