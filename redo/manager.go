@@ -15,6 +15,8 @@ type manager struct {
 	apply func(page pg.Page, d *Delta) error
 	// afterImage is what redo still does to a page whose image was just restored; nil: nothing.
 	afterImage func(page pg.Page, d *Delta) error
+	// tags tells that deltas of records with several blocks bear the tags of the other ones.
+	tags bool
 	// mask clears what may differ between a primary's page and redo's (the manager's rm_mask); nil: its records never bear check images.
 	mask func(page pg.Page, key pg.PageKey)
 	// name is the record's name as pg_waldump prints it, without "+INIT" (rm_identify); "" where the manager has no such record.
@@ -22,4 +24,6 @@ type manager struct {
 }
 
 // managers is indexed by wal.Rmgr. A nil entry is a manager whose redo doesn't exist (yet): its pages are damaged by its records, loudly.
-var managers = [22]*manager{}
+var managers = [22]*manager{
+	wal.RmBtree: &btreeManager,
+}
