@@ -25,7 +25,8 @@ type Changes struct {
 	// Damaged are pages that an unknown or unsupported record touches: they can't be served from here on until an image replaces them.
 	Damaged []DamagedPage
 
-	arena []byte
+	arena []byte // images and parts' main data
+	tags  []Tag
 }
 
 // DatabaseDir is one database's directory in one tablespace.
@@ -41,6 +42,7 @@ type SLRUTruncate struct {
 	// OldestMember and so on: members are cut from StartSegment up to EndSegment exclusive, with wraparound (PerformMembersTruncation).
 	Members                  bool
 	StartSegment, EndSegment uint32
+	All                      bool // every segment goes (DeactivateCommitTs)
 }
 
 // DamagedPage is a page whose content is not known after a record, and why.
@@ -76,6 +78,8 @@ type MetaChange struct {
 	Kind  MetaKind
 	ID    [2]uint32
 	Value []byte
+	// IfGreater is for MetaOrigin: the change is void if the LSN that is kept is as large (replorigin_advance without go_backward).
+	IfGreater bool
 }
 
 // Reset makes c ready for the next record.
@@ -93,4 +97,5 @@ func (c *Changes) Reset() {
 	c.Unproven = nil
 	c.Damaged = c.Damaged[:0]
 	c.arena = c.arena[:0]
+	c.tags = c.tags[:0]
 }

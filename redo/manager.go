@@ -25,5 +25,13 @@ type manager struct {
 
 // managers is indexed by wal.Rmgr. A nil entry is a manager whose redo doesn't exist (yet): its pages are damaged by its records, loudly.
 var managers = [22]*manager{
-	wal.RmBtree: &btreeManager,
+	wal.RmHeap2:   &heap2Manager,
+	wal.RmHeap:    &heapManager,
+	wal.RmHash:    &hashManager,
+	wal.RmGin:     &ginManager,
+	wal.RmGist:    &gistManager,
+	wal.RmSPGist:  &spgistManager,
+	wal.RmBRIN:    &brinManager,
+	wal.RmGeneric: &genericManager,
+	wal.RmBtree:   &btreeManager,
 }

@@ -1,0 +1,240 @@
+package redo
+
+import (
+	"errors"
+	"fmt"
+
+	"everpage/wal"
+	"everpage/wal/pg"
+)
+
+// ErrNewPage is Apply's answer to a page that was never written, where the delta needs the version before: what PostgreSQL's recovery calls
+// a reference to an invalid page.
+var ErrNewPage = errors.New("the page was never initialised")
+
+// What a manager's apply answers instead of nil where PostgreSQL's redo leaves the page's LSN alone. Neither reaches the caller of Apply.
+var (
+	errKeepLSN  = errors.New("page changed, its LSN stays") // the page was changed without PageSetLSN
+	errNoChange = errors.New("nothing to change")           // nothing was changed
+)
+
+// UnknownRecordError tells that nobody here knows what a record does to the pages it names, or whether it does more.
+type UnknownRecordError struct {
+	LSN  pg.LSN // the record's end
+	Rmgr wal.Rmgr
+	Info uint8
+	Name string // "" if not even its name is known
+}
+
+func (e *UnknownRecordError) Error() string {
+	if e.Name != "" {
+		return fmt.Sprintf("record %s/%s that ends at %s: redo of this resource manager is not supported", e.Rmgr, e.Name, e.LSN)
+	}
+	return fmt.Sprintf("record of resource manager %s with info %02X that ends at %s is of no known type", e.Rmgr, e.Info, e.LSN)
+}
+
+// managerOf is the manager of r, nil if there is none.
+func managerOf(r wal.Rmgr) *manager {
+	if int(r) < len(managers) {
+		return managers[r]
+	}
+	return nil
+}
+
+// unknown tells what is not known of a record; nil if its manager can do all.
+func unknown(rec *wal.Record) error {
+	m := managerOf(rec.Rmgr)
+	name := ""
+	if m != nil && m.name != nil {
+		name = m.name(rec.Major, rec.Info&0xF0)
+	}
+	// A manager without touch and apply is known by name only: harmless where the record names no block.
+	if name != "" && (m.touch != nil || m.apply != nil || len(rec.Blocks) == 0) {
+		return nil
+	}
+	return &UnknownRecordError{LSN: rec.End, Rmgr: rec.Rmgr, Info: rec.Info, Name: name}
+}
+
+func touch(rec *wal.Record, st *ControlState, ch *Changes) error {
+	m := managerOf(rec.Rmgr)
+	if err := unknown(rec); err != nil {
+		// Not even an image is trusted here: some managers go on changing a page after they restored it.
+		for i := range rec.Blocks {
+			ch.Damaged = append(ch.Damaged, DamagedPage{Key: rec.Blocks[i].PageKey, Err: err})
+		}
+		if len(rec.Blocks) == 0 {
+			ch.Unproven = err
+		}
+		return nil
+	}
+	for i := range rec.Blocks {
+		if err := touchBlock(rec, &rec.Blocks[i], m, ch); err != nil {
+			return recordError(rec, err)
+		}
+	}
+	if m.touch != nil {
+		if err := m.touch(rec, st, ch); err != nil {
+			return recordError(rec, err)
+		}
+	}
+	if m.apply == nil {
+		damageDeltas(rec, ch)
+	}
+	return nil
+}
+
+func recordError(rec *wal.Record, err error) error {
+	return fmt.Errorf("record %s/%s at %s: %w", rec.Rmgr, RecordName(rec.Major, rec.Rmgr, rec.Info), rec.Start, err)
+}
+
+// touchBlock adds what a block reference by itself says: an image to restore, or a delta.
+func touchBlock(rec *wal.Record, blk *wal.Block, m *manager, ch *Changes) error {
+	ch.Pages = append(ch.Pages, PageChange{Key: blk.PageKey})
+	c := &ch.Pages[len(ch.Pages)-1]
+	d := &c.Delta
+	d.Major, d.LSN = rec.Major, rec.End
+	d.Rmgr, d.Info, d.XID = rec.Rmgr, rec.Info, rec.XID
+	d.Part, d.Key = blk.ID, blk.PageKey
+	d.Main = rec.Main
+	if m.tags && len(rec.Blocks) > 1 {
+		d.Tags = ch.siblings(rec, blk)
+	}
+	if !blk.HasImage || !blk.Image.Apply {
+		d.Data = blk.Data
+		if blk.WillInit {
+			c.Kind = KindInit
+		}
+		return nil
+	}
+	c.Kind = KindImage
+	c.Image = ch.alloc(pg.BlockSize)
+	img := pg.Page(c.Image)
+	if err := restoreImage(img, blk); err != nil {
+		return fmt.Errorf("image of block %d: %w", blk.ID, err)
+	}
+	if !img.IsNew() {
+		img.SetLSN(rec.End)
+	}
+	if m.afterImage != nil {
+		if err := m.afterImage(img, d); err != nil {
+			return fmt.Errorf("after the image of block %d: %w", blk.ID, err)
+		}
+	}
+	return nil
+}
+
+// damageDeltas turns the deltas of block references that a manager without apply has left into damaged pages.
+func damageDeltas(rec *wal.Record, ch *Changes) {
+	kept := ch.Pages[:0]
+	for i := range ch.Pages {
+		c := &ch.Pages[i]
+		if c.Kind == KindImage || c.Delta.Part > wal.MaxBlockID {
+			kept = append(kept, *c)
+			continue
+		}
+		err := &UnknownRecordError{LSN: rec.End, Rmgr: rec.Rmgr, Info: rec.Info, Name: RecordName(rec.Major, rec.Rmgr, rec.Info)}
+		ch.Damaged = append(ch.Damaged, DamagedPage{Key: c.Key, Err: err})
+	}
+	ch.Pages = kept
+}
+
+// siblings notes the record's other block references.
+func (c *Changes) siblings(rec *wal.Record, self *wal.Block) []Tag {
+	start := len(c.tags)
+	for i := range rec.Blocks {
+		b := &rec.Blocks[i]
+		if b.ID != self.ID {
+			c.tags = append(c.tags, Tag{ID: b.ID, Fork: b.Fork, Block: b.Block, HasImage: b.HasImage && b.Image.Apply, WillInit: b.WillInit})
+		}
+	}
+	return c.tags[start:len(c.tags):len(c.tags)]
+}
+
+// alloc takes n bytes that live until the next Reset. Their content is undefined.
+func (c *Changes) alloc(n int) []byte {
+	if cap(c.arena)-len(c.arena) < n {
+		// What was handed out keeps the old memory alive.
+		c.arena = make([]byte, 0, max(2*cap(c.arena), n, 2*pg.BlockSize))
+	}
+	start := len(c.arena)
+	c.arena = c.arena[:start+n]
+	return c.arena[start : start+n : start+n]
+}
+
+func apply(page pg.Page, d *Delta, init bool) (bool, error) {
+	if len(page) != pg.BlockSize {
+		return false, fmt.Errorf("redo on a page of %d bytes, want %d", len(page), pg.BlockSize)
+	}
+	changed, err := applyPart(page, d, init)
+	if err != nil && !errors.Is(err, ErrNewPage) {
+		err = fmt.Errorf("redo of %s/%s that ends at %s, on %s (part %d): %w",
+			d.Rmgr, RecordName(d.Major, d.Rmgr, d.Info), d.LSN, d.Key, d.Part, err)
+	}
+	return changed, err
+}
+
+func applyPart(page pg.Page, d *Delta, init bool) (bool, error) {
+	switch d.Part {
+	case PartVMClear:
+		return vmClear(page, d)
+	case PartVMTruncate:
+		return vmTruncate(page, d)
+	case PartFSMTrunc:
+		return fsmTruncate(page, d)
+	}
+	m := managerOf(d.Rmgr)
+	if m == nil || m.apply == nil {
+		return false, errors.New("this resource manager has no redo of pages")
+	}
+	if d.Part == PartSLRU {
+		if init {
+			clear(page)
+		}
+		return settle(m.apply(page, d))
+	}
+	if d.Part > wal.MaxBlockID {
+		return false, fmt.Errorf("unknown part %d", d.Part)
+	}
+	switch {
+	case init:
+		clear(page)
+	case page.IsNew():
+		if !startsFromZeros(d) {
+			return false, ErrNewPage
+		}
+	case page.LSN() >= d.LSN:
+		return false, nil
+	}
+	err := m.apply(page, d)
+	if err == nil {
+		page.SetLSN(d.LSN)
+	}
+	return settle(err)
+}
+
+// settle turns a manager's answer into Apply's.
+func settle(err error) (bool, error) {
+	switch err {
+	case nil, errKeepLSN:
+		return true, nil
+	case errNoChange:
+		return false, nil
+	}
+	return false, err
+}
+
+// Redoer redoes encoded deltas of one major. Its zero value is of no major.
+type Redoer struct{ Major pg.Major }
+
+// Redo applies an encoded delta of the record that ends at lsn (see Apply). It may be called by many goroutines at once.
+func (r Redoer) Redo(page pg.Page, key pg.PageKey, lsn pg.LSN, init bool, delta []byte) (changed bool, err error) {
+	d := deltas.Get().(*Delta)
+	defer deltas.Put(d)
+	if err := DecodeDelta(delta, d); err != nil {
+		return false, fmt.Errorf("version %s of %s: %w", lsn, key, err)
+	}
+	d.Major, d.LSN, d.Key = r.Major, lsn, key
+	changed, err = Apply(page, d, init)
+	d.Main, d.Data = nil, nil
+	return changed, err
+}

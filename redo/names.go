@@ -1,0 +1,46 @@
+package redo
+
+import (
+	"fmt"
+
+	"everpage/wal"
+	"everpage/wal/pg"
+)
+
+// initBit is the bit of xl_info by which Heap, Heap2 and BRIN say that a page is initialised (XLOG_HEAP_INIT_PAGE, XLOG_BRIN_INIT_PAGE).
+const initBit = 0x80
+
+// RecordName is the record's name as pg_waldump prints it (rm_identify), "+INIT" included.
+func RecordName(major pg.Major, rmgr wal.Rmgr, info uint8) string {
+	info &= 0xF0
+	name := ""
+	if m := managerOf(rmgr); m != nil && m.name != nil {
+		name = m.name(major, info)
+	}
+	if name == "" {
+		return fmt.Sprintf("UNKNOWN (%x)", info)
+	}
+	if info&initBit != 0 && (rmgr == wal.RmHeap || rmgr == wal.RmHeap2 || rmgr == wal.RmBRIN) {
+		return name + "+INIT"
+	}
+	return name
+}
+
+// names are one manager's record names, by the upper four bits of xl_info.
+type names [16]string
+
+func (n names) of(_ pg.Major, info uint8) string { return n[info>>4] }
+
+// Managers whose records are known by name only. All pages that they name are damaged by them.
+var (
+	hashManager = manager{name: names{"INIT_META_PAGE", "INIT_BITMAP_PAGE", "INSERT", "ADD_OVFL_PAGE", "SPLIT_ALLOCATE_PAGE", "SPLIT_PAGE",
+		"SPLIT_COMPLETE", "MOVE_PAGE_CONTENTS", "SQUEEZE_PAGE", "DELETE", "SPLIT_CLEANUP", "UPDATE_META_PAGE", "VACUUM_ONE_PAGE"}.of}
+	ginManager = manager{name: names{"", "CREATE_PTREE", "INSERT", "SPLIT", "VACUUM_PAGE", "DELETE_PAGE", "UPDATE_META_PAGE",
+		"INSERT_LISTPAGE", "DELETE_LISTPAGE", "VACUUM_DATA_LEAF_PAGE"}.of}
+	gistManager   = manager{name: names{"PAGE_UPDATE", "DELETE", "PAGE_REUSE", "PAGE_SPLIT", "", "", "PAGE_DELETE", "ASSIGN_LSN"}.of}
+	spgistManager = manager{name: names{"", "ADD_LEAF", "MOVE_LEAFS", "ADD_NODE", "SPLIT_TUPLE", "PICKSPLIT", "VACUUM_LEAF", "VACUUM_ROOT",
+		"VACUUM_REDIRECT"}.of}
+	brinManager = manager{name: names{"CREATE_INDEX", "INSERT", "UPDATE", "SAMEPAGE_UPDATE", "REVMAP_EXTEND", "DESUMMARIZE", "", "",
+		"", "INSERT", "UPDATE"}.of}
+	genericManager = manager{name: func(pg.Major, uint8) string { return "Generic" }}
+)
