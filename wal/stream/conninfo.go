@@ -1,0 +1,125 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// connectTimeout bounds a connection attempt to one host whose conninfo doesn't say connect_timeout.
+const connectTimeout = 15 * time.Second
+
+// Mode says what a connection is for.
+type Mode uint8
+
+const (
+	// SQL is an ordinary connection to the database that the conninfo names.
+	SQL Mode = iota
+	// Replication is a connection to a walsender: replication commands and SHOW, no SQL, no database.
+	Replication
+)
+
+// libpqIgnored are libpq's own keywords that mean nothing here, or that we do in our own way. The driver would send them to the server as settings.
+var libpqIgnored = []string{"replication", "fallback_application_name", "application_name", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count",
+	"tcp_user_timeout", "gsslib", "gssdelegation", "sslcompression", "load_balance_hosts", "hostaddr"}
+
+// libpqRefused are libpq's keywords that narrow what the client may trust. To leave them out silently would widen it.
+var libpqRefused = []string{"requirepeer", "requiressl", "sslcrl", "sslcrldir", "ssl_min_protocol_version", "ssl_max_protocol_version", "scram_client_key", "scram_server_key",
+	"oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope", "sslkeylogfile"}
+
+// parseConninfo reads a libpq URI or keyword string with libpq's defaults: PG* variables, service files, .pgpass.
+func parseConninfo(conninfo string, mode Mode, applicationName string) (*pgconn.Config, error) {
+	cfg, err := pgconn.ParseConfig(conninfo)
+	if err != nil {
+		return nil, &ConnectError{Kind: ErrConninfo, Where: "conninfo", Err: err, Hint: "give a libpq URI or keywords, as in postgres://user@host/db or 'host=… user=…'"}
+	}
+	if mode == Replication {
+		// A walsender has no database, and .pgpass names it "replication", as libpq's walreceiver does (libpqrcv_connect).
+		if named, err := pgconn.ParseConfig(withDatabase(conninfo, "replication")); err == nil && named.Password != "" {
+			cfg.Password = named.Password
+		}
+		cfg.Database = "replication"
+	}
+	for _, k := range libpqRefused {
+		if v, ok := cfg.RuntimeParams[k]; ok && v != "" {
+			return nil, &ConnectError{Kind: ErrConninfo, Where: "conninfo", Err: fmt.Errorf("parameter %q is not supported", k), Hint: "leave it out if the connection is safe without it"}
+		}
+		delete(cfg.RuntimeParams, k)
+	}
+	if v := cfg.RuntimeParams["gssencmode"]; v == "require" {
+		return nil, &ConnectError{Kind: ErrConninfo, Where: "conninfo", Err: errors.New("gssencmode=require is not supported"), Hint: "use TLS (sslmode=verify-full) instead"}
+	}
+	delete(cfg.RuntimeParams, "gssencmode")
+	if err := useHostAddr(cfg); err != nil {
+		return nil, err
+	}
+	for _, k := range libpqIgnored {
+		delete(cfg.RuntimeParams, k)
+	}
+	if cfg.RuntimeParams["client_encoding"] == "auto" {
+		delete(cfg.RuntimeParams, "client_encoding")
+	}
+	if cfg.ConnectTimeout == 0 || !strings.Contains(conninfo, "connect_timeout") && cfg.ConnectTimeout > connectTimeout {
+		cfg.ConnectTimeout = connectTimeout
+	}
+	// The kernel finds a dead peer where the protocol is silent for long, as while a base backup waits for its checkpoint.
+	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 10 * time.Second, Count: 4}}
+	cfg.DialFunc = dialer.DialContext
+	if applicationName != "" {
+		cfg.RuntimeParams["application_name"] = applicationName
+	}
+	if mode == Replication {
+		cfg.RuntimeParams["replication"] = "true"
+	}
+	return cfg, nil
+}
+
+// useHostAddr connects to hostaddr where the conninfo has it; host still names the server for TLS and .pgpass.
+func useHostAddr(cfg *pgconn.Config) error {
+	addr := cfg.RuntimeParams["hostaddr"]
+	if addr == "" {
+		return nil
+	}
+	if strings.Contains(addr, ",") {
+		return &ConnectError{Kind: ErrConninfo, Where: "conninfo", Err: errors.New("a list in hostaddr is not supported"), Hint: "list the servers in host"}
+	}
+	if strings.HasPrefix(cfg.Host, "/") {
+		cfg.Host = addr
+		cfg.Fallbacks = nil
+	}
+	cfg.LookupFunc = func(context.Context, string) ([]string, error) { return []string{addr}, nil }
+	return nil
+}
+
+// withDatabase is the conninfo with another database name. The last of several equal keywords counts.
+func withDatabase(conninfo, db string) string {
+	if strings.HasPrefix(conninfo, "postgres://") || strings.HasPrefix(conninfo, "postgresql://") {
+		u, err := url.Parse(conninfo)
+		if err != nil {
+			return conninfo
+		}
+		q := u.Query()
+		q.Del("dbname")
+		q.Del("database")
+		u.Path, u.RawQuery = "/"+db, q.Encode()
+		return u.String()
+	}
+	return conninfo + " dbname=" + db
+}
+
+// describe names the server and role of a configuration for messages, without the password.
+func describe(cfg *pgconn.Config) string {
+	where := fmt.Sprintf("%s port %d", cfg.Host, cfg.Port)
+	for _, f := range cfg.Fallbacks {
+		if s := fmt.Sprintf("%s port %d", f.Host, f.Port); !strings.Contains(where, s) {
+			where += ", " + s
+		}
+	}
+	return where + " as " + cfg.User
+}
