@@ -1,6 +1,7 @@
 package redo
 
 import (
+	"everpage/wal"
 	"everpage/wal/pg"
 )
 
@@ -27,6 +28,8 @@ type Changes struct {
 
 	arena []byte // images and parts' main data
 	tags  []Tag
+
+	scratch wal.Scratch // of images
 }
 
 // DatabaseDir is one database's directory in one tablespace.
