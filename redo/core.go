@@ -109,11 +109,8 @@ func touchBlock(rec *wal.Record, blk *wal.Block, m *manager, ch *Changes) error 
 	c.Kind = KindImage
 	c.Image = ch.alloc(pg.BlockSize)
 	img := pg.Page(c.Image)
-	if err := restoreImage(img, blk); err != nil {
-		return fmt.Errorf("image of block %d: %w", blk.ID, err)
-	}
-	if !img.IsNew() {
-		img.SetLSN(rec.End)
+	if err := RestoreImage(img, blk, rec.End, &ch.scratch); err != nil {
+		return err
 	}
 	if m.afterImage != nil {
 		if err := m.afterImage(img, d); err != nil {

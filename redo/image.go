@@ -1,24 +1,20 @@
 package redo
 
 import (
-	"errors"
+	"fmt"
 
 	"everpage/wal"
 	"everpage/wal/pg"
 )
 
-// restoreImage unpacks a block's image into page (RestoreBlockImage).
-func restoreImage(page pg.Page, blk *wal.Block) error {
-	img := &blk.Image
-	if img.Compression != wal.NoCompression {
-		return errors.New("compressed images can't be unpacked")
+// RestoreImage unpacks a block's image to page as recovery does before it replays the record further: with the LSN of the record's end, lsn,
+// unless the page is new (RestoreBlockImage, XLogReadBufferForRedoExtended).
+func RestoreImage(page pg.Page, blk *wal.Block, lsn pg.LSN, scratch *wal.Scratch) error {
+	if err := blk.Image.Restore(page, scratch); err != nil {
+		return fmt.Errorf("image of block %d: %w", blk.ID, err)
 	}
-	start, end := int(img.HoleOffset), int(img.HoleOffset)+int(img.HoleLength)
-	if end > pg.BlockSize || len(img.Data) != pg.BlockSize-int(img.HoleLength) {
-		return errors.New("image and hole don't make a page")
+	if !page.IsNew() {
+		page.SetLSN(lsn)
 	}
-	copy(page, img.Data[:start])
-	clear(page[start:end])
-	copy(page[end:], img.Data[start:])
 	return nil
 }
