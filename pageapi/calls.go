@@ -119,7 +119,12 @@ func (c *Client) State(ctx context.Context, at Position) (*ClusterState, error) 
 	}
 	st := &ClusterState{
 		LSN: pg.LSN(resp.Lsn), Major: pg.Major(resp.Major), SystemIdentifier: resp.SystemIdentifier, Timeline: resp.Timeline, WALSegmentSize: resp.WalSegmentSize,
-		BaseControlFile: resp.BaseControlFile, ControlState: resp.ControlState, Damage: resp.Damage, TimelineHistory: resp.TimelineHistory,
+		BaseControlFile: resp.BaseControlFile, ControlState: resp.ControlState, TimelineHistory: resp.TimelineHistory,
+	}
+	for _, d := range resp.Damage {
+		r := d.GetRel()
+		rel := pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: r.GetSpc(), DB: r.GetDb(), Rel: r.GetRel()}, Fork: pg.ForkNumber(r.GetFork())}
+		st.Damage = append(st.Damage, Damage{Key: pg.PageKey{RelFork: rel, Block: d.Block}, Since: pg.LSN(d.Since), Reason: d.Reason})
 	}
 	for _, o := range resp.Objects {
 		st.Objects = append(st.Objects, MetaObject{Kind: uint8(o.Kind), ID: [2]uint32{o.Id0, o.Id1}, Value: o.Value})
@@ -144,17 +149,4 @@ func (c *Client) Resolve(ctx context.Context, t Target) (*Resolution, error) {
 		})
 	}
 	return r, nil
-}
-
-// Lease pins an LSN.
-func (c *Client) Lease(ctx context.Context, at Position, d time.Duration) (id uint64, expires pg.Timestamp, err error) {
-	n, err := c.anyNode(ctx)
-	if err != nil {
-		return 0, 0, err
-	}
-	resp, err := n.pages.LeaseLsn(ctx, &pb.LeaseLsnRequest{Branch: at.Branch, Lsn: uint64(at.LSN), Seconds: uint32(d.Seconds())})
-	if err != nil {
-		return 0, 0, fromGRPC(n.address, err)
-	}
-	return resp.Lease, pg.Timestamp(resp.ExpiresUs), nil
 }

@@ -35,8 +35,6 @@ type Pages interface {
 	State(ctx context.Context, at Position) (*ClusterState, error)
 	// Resolve turns a target into an LSN.
 	Resolve(ctx context.Context, t Target) (*Resolution, error)
-	// Lease pins an LSN.
-	Lease(ctx context.Context, at Position, seconds uint32) (id uint64, expires pg.Timestamp, err error)
 	// Map is the newest shard map.
 	Map() *placement.Map
 }
@@ -59,8 +57,15 @@ type ClusterState struct {
 	BaseControlFile  []byte // pg_control as the import found it
 	ControlState     []byte // redo.ControlState, encoded
 	Objects          []MetaObject
-	Damage           []string
+	Damage           []Damage // at most a few hundred, else the first
 	TimelineHistory  []byte
+}
+
+// Damage is a page that can't be read.
+type Damage struct {
+	Key    pg.PageKey
+	Since  pg.LSN
+	Reason string
 }
 
 // MetaObject is one small object; Kind is a redo.MetaKind.

@@ -195,7 +195,10 @@ func (s *Server) GetClusterState(ctx context.Context, req *pb.GetClusterStateReq
 	}
 	resp := &pb.GetClusterStateResponse{
 		Lsn: uint64(st.LSN), Major: uint32(st.Major), SystemIdentifier: st.SystemIdentifier, Timeline: st.Timeline, WalSegmentSize: st.WALSegmentSize,
-		BaseControlFile: st.BaseControlFile, ControlState: st.ControlState, Damage: st.Damage, TimelineHistory: st.TimelineHistory,
+		BaseControlFile: st.BaseControlFile, ControlState: st.ControlState, TimelineHistory: st.TimelineHistory,
+	}
+	for _, d := range st.Damage {
+		resp.Damage = append(resp.Damage, &pb.Damage{Rel: relToWire(d.Key.RelFork), Block: d.Key.Block, Since: uint64(d.Since), Reason: d.Reason})
 	}
 	for _, o := range st.Objects {
 		resp.Objects = append(resp.Objects, &pb.MetaObject{Kind: uint32(o.Kind), Id0: o.ID[0], Id1: o.ID[1], Value: o.Value})
@@ -220,15 +223,6 @@ func (s *Server) ResolveTarget(ctx context.Context, req *pb.ResolveTargetRequest
 		})
 	}
 	return resp, nil
-}
-
-// LeaseLsn pins an LSN.
-func (s *Server) LeaseLsn(ctx context.Context, req *pb.LeaseLsnRequest) (*pb.LeaseLsnResponse, error) {
-	id, expires, err := s.pages.Lease(ctx, Position{req.Branch, pg.LSN(req.Lsn)}, req.Seconds)
-	if err != nil {
-		return nil, toGRPC(err)
-	}
-	return &pb.LeaseLsnResponse{Lease: id, ExpiresUs: int64(expires)}, nil
 }
 
 // GetShardMap answers the newest map.

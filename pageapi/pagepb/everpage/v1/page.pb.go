@@ -955,7 +955,7 @@ type GetClusterStateResponse struct {
 	BaseControlFile  []byte                 `protobuf:"bytes,6,opt,name=base_control_file,json=baseControlFile,proto3" json:"base_control_file,omitempty"` // pg_control as the import found it: what never changes is taken from there
 	ControlState     []byte                 `protobuf:"bytes,7,opt,name=control_state,json=controlState,proto3" json:"control_state,omitempty"`            // redo.ControlState, encoded
 	Objects          []*MetaObject          `protobuf:"bytes,8,rep,name=objects,proto3" json:"objects,omitempty"`
-	Damage           []string               `protobuf:"bytes,9,rep,name=damage,proto3" json:"damage,omitempty"`                                           // what can't be served at this LSN
+	Damage           []*Damage              `protobuf:"bytes,9,rep,name=damage,proto3" json:"damage,omitempty"`                                           // what can't be served at this LSN; at most a few hundred, else the first
 	TimelineHistory  []byte                 `protobuf:"bytes,10,opt,name=timeline_history,json=timelineHistory,proto3" json:"timeline_history,omitempty"` // the .history file of timeline, empty for 1
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -1047,7 +1047,7 @@ func (x *GetClusterStateResponse) GetObjects() []*MetaObject {
 	return nil
 }
 
-func (x *GetClusterStateResponse) GetDamage() []string {
+func (x *GetClusterStateResponse) GetDamage() []*Damage {
 	if x != nil {
 		return x.Damage
 	}
@@ -1059,6 +1059,74 @@ func (x *GetClusterStateResponse) GetTimelineHistory() []byte {
 		return x.TimelineHistory
 	}
 	return nil
+}
+
+type Damage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rel           *RelFork               `protobuf:"bytes,1,opt,name=rel,proto3" json:"rel,omitempty"` // an SLRU's has tablespace 0 and its kind as database
+	Block         uint32                 `protobuf:"varint,2,opt,name=block,proto3" json:"block,omitempty"`
+	Since         uint64                 `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Damage) Reset() {
+	*x = Damage{}
+	mi := &file_everpage_v1_page_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Damage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Damage) ProtoMessage() {}
+
+func (x *Damage) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_page_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Damage.ProtoReflect.Descriptor instead.
+func (*Damage) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Damage) GetRel() *RelFork {
+	if x != nil {
+		return x.Rel
+	}
+	return nil
+}
+
+func (x *Damage) GetBlock() uint32 {
+	if x != nil {
+		return x.Block
+	}
+	return 0
+}
+
+func (x *Damage) GetSince() uint64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *Damage) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 // MetaObject is one small versioned object: relation map, two-phase state, tablespace, database, origin, configuration file.
@@ -1074,7 +1142,7 @@ type MetaObject struct {
 
 func (x *MetaObject) Reset() {
 	*x = MetaObject{}
-	mi := &file_everpage_v1_page_proto_msgTypes[16]
+	mi := &file_everpage_v1_page_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1154,7 @@ func (x *MetaObject) String() string {
 func (*MetaObject) ProtoMessage() {}
 
 func (x *MetaObject) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[16]
+	mi := &file_everpage_v1_page_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1167,7 @@ func (x *MetaObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaObject.ProtoReflect.Descriptor instead.
 func (*MetaObject) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{16}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MetaObject) GetKind() uint32 {
@@ -1139,7 +1207,7 @@ type ResolveTargetRequest struct {
 
 func (x *ResolveTargetRequest) Reset() {
 	*x = ResolveTargetRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[17]
+	mi := &file_everpage_v1_page_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1219,7 @@ func (x *ResolveTargetRequest) String() string {
 func (*ResolveTargetRequest) ProtoMessage() {}
 
 func (x *ResolveTargetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[17]
+	mi := &file_everpage_v1_page_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1232,7 @@ func (x *ResolveTargetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTargetRequest.ProtoReflect.Descriptor instead.
 func (*ResolveTargetRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{17}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResolveTargetRequest) GetTarget() *Target {
@@ -1185,7 +1253,7 @@ type ResolveTargetResponse struct {
 
 func (x *ResolveTargetResponse) Reset() {
 	*x = ResolveTargetResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[18]
+	mi := &file_everpage_v1_page_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1265,7 @@ func (x *ResolveTargetResponse) String() string {
 func (*ResolveTargetResponse) ProtoMessage() {}
 
 func (x *ResolveTargetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[18]
+	mi := &file_everpage_v1_page_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1278,7 @@ func (x *ResolveTargetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTargetResponse.ProtoReflect.Descriptor instead.
 func (*ResolveTargetResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{18}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResolveTargetResponse) GetLsn() uint64 {
@@ -1248,7 +1316,7 @@ type CommitEntry struct {
 
 func (x *CommitEntry) Reset() {
 	*x = CommitEntry{}
-	mi := &file_everpage_v1_page_proto_msgTypes[19]
+	mi := &file_everpage_v1_page_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1328,7 @@ func (x *CommitEntry) String() string {
 func (*CommitEntry) ProtoMessage() {}
 
 func (x *CommitEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[19]
+	mi := &file_everpage_v1_page_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1341,7 @@ func (x *CommitEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitEntry.ProtoReflect.Descriptor instead.
 func (*CommitEntry) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{19}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CommitEntry) GetStartLsn() uint64 {
@@ -1329,7 +1397,7 @@ type LeaseLsnRequest struct {
 
 func (x *LeaseLsnRequest) Reset() {
 	*x = LeaseLsnRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[20]
+	mi := &file_everpage_v1_page_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1409,7 @@ func (x *LeaseLsnRequest) String() string {
 func (*LeaseLsnRequest) ProtoMessage() {}
 
 func (x *LeaseLsnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[20]
+	mi := &file_everpage_v1_page_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1422,7 @@ func (x *LeaseLsnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseLsnRequest.ProtoReflect.Descriptor instead.
 func (*LeaseLsnRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{20}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LeaseLsnRequest) GetBranch() uint32 {
@@ -1388,7 +1456,7 @@ type LeaseLsnResponse struct {
 
 func (x *LeaseLsnResponse) Reset() {
 	*x = LeaseLsnResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[21]
+	mi := &file_everpage_v1_page_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1468,7 @@ func (x *LeaseLsnResponse) String() string {
 func (*LeaseLsnResponse) ProtoMessage() {}
 
 func (x *LeaseLsnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[21]
+	mi := &file_everpage_v1_page_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1481,7 @@ func (x *LeaseLsnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseLsnResponse.ProtoReflect.Descriptor instead.
 func (*LeaseLsnResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{21}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LeaseLsnResponse) GetLease() uint64 {
@@ -1438,7 +1506,7 @@ type GetShardMapRequest struct {
 
 func (x *GetShardMapRequest) Reset() {
 	*x = GetShardMapRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[22]
+	mi := &file_everpage_v1_page_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1518,7 @@ func (x *GetShardMapRequest) String() string {
 func (*GetShardMapRequest) ProtoMessage() {}
 
 func (x *GetShardMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[22]
+	mi := &file_everpage_v1_page_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1531,7 @@ func (x *GetShardMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardMapRequest.ProtoReflect.Descriptor instead.
 func (*GetShardMapRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{22}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{23}
 }
 
 type GetShardMapResponse struct {
@@ -1479,7 +1547,7 @@ type GetShardMapResponse struct {
 
 func (x *GetShardMapResponse) Reset() {
 	*x = GetShardMapResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[23]
+	mi := &file_everpage_v1_page_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1559,7 @@ func (x *GetShardMapResponse) String() string {
 func (*GetShardMapResponse) ProtoMessage() {}
 
 func (x *GetShardMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[23]
+	mi := &file_everpage_v1_page_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1572,7 @@ func (x *GetShardMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardMapResponse.ProtoReflect.Descriptor instead.
 func (*GetShardMapResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{23}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetShardMapResponse) GetEpoch() uint64 {
@@ -1553,7 +1621,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_everpage_v1_page_proto_msgTypes[24]
+	mi := &file_everpage_v1_page_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1633,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[24]
+	mi := &file_everpage_v1_page_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1646,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{24}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Node) GetName() string {
@@ -1611,7 +1679,7 @@ type ShardReplicas struct {
 
 func (x *ShardReplicas) Reset() {
 	*x = ShardReplicas{}
-	mi := &file_everpage_v1_page_proto_msgTypes[25]
+	mi := &file_everpage_v1_page_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1691,7 @@ func (x *ShardReplicas) String() string {
 func (*ShardReplicas) ProtoMessage() {}
 
 func (x *ShardReplicas) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[25]
+	mi := &file_everpage_v1_page_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1704,7 @@ func (x *ShardReplicas) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardReplicas.ProtoReflect.Descriptor instead.
 func (*ShardReplicas) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{25}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ShardReplicas) GetNodes() []uint32 {
@@ -1719,7 +1787,7 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x16GetClusterStateRequest\x12%\n" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\xfb\x02\n" +
+	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\x90\x03\n" +
 	"\x17GetClusterStateResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12\x14\n" +
 	"\x05major\x18\x02 \x01(\rR\x05major\x12+\n" +
@@ -1728,10 +1796,15 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x10wal_segment_size\x18\x05 \x01(\rR\x0ewalSegmentSize\x12*\n" +
 	"\x11base_control_file\x18\x06 \x01(\fR\x0fbaseControlFile\x12#\n" +
 	"\rcontrol_state\x18\a \x01(\fR\fcontrolState\x121\n" +
-	"\aobjects\x18\b \x03(\v2\x17.everpage.v1.MetaObjectR\aobjects\x12\x16\n" +
-	"\x06damage\x18\t \x03(\tR\x06damage\x12)\n" +
+	"\aobjects\x18\b \x03(\v2\x17.everpage.v1.MetaObjectR\aobjects\x12+\n" +
+	"\x06damage\x18\t \x03(\v2\x13.everpage.v1.DamageR\x06damage\x12)\n" +
 	"\x10timeline_history\x18\n" +
-	" \x01(\fR\x0ftimelineHistory\"Z\n" +
+	" \x01(\fR\x0ftimelineHistory\"t\n" +
+	"\x06Damage\x12&\n" +
+	"\x03rel\x18\x01 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x14\n" +
+	"\x05block\x18\x02 \x01(\rR\x05block\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x04R\x05since\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"Z\n" +
 	"\n" +
 	"MetaObject\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
@@ -1797,7 +1870,7 @@ func file_everpage_v1_page_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_page_proto_rawDescData
 }
 
-var file_everpage_v1_page_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_everpage_v1_page_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_everpage_v1_page_proto_goTypes = []any{
 	(*GetPagesRequest)(nil),          // 0: everpage.v1.GetPagesRequest
 	(*GetPagesResponse)(nil),         // 1: everpage.v1.GetPagesResponse
@@ -1815,68 +1888,71 @@ var file_everpage_v1_page_proto_goTypes = []any{
 	(*PageVersion)(nil),              // 13: everpage.v1.PageVersion
 	(*GetClusterStateRequest)(nil),   // 14: everpage.v1.GetClusterStateRequest
 	(*GetClusterStateResponse)(nil),  // 15: everpage.v1.GetClusterStateResponse
-	(*MetaObject)(nil),               // 16: everpage.v1.MetaObject
-	(*ResolveTargetRequest)(nil),     // 17: everpage.v1.ResolveTargetRequest
-	(*ResolveTargetResponse)(nil),    // 18: everpage.v1.ResolveTargetResponse
-	(*CommitEntry)(nil),              // 19: everpage.v1.CommitEntry
-	(*LeaseLsnRequest)(nil),          // 20: everpage.v1.LeaseLsnRequest
-	(*LeaseLsnResponse)(nil),         // 21: everpage.v1.LeaseLsnResponse
-	(*GetShardMapRequest)(nil),       // 22: everpage.v1.GetShardMapRequest
-	(*GetShardMapResponse)(nil),      // 23: everpage.v1.GetShardMapResponse
-	(*Node)(nil),                     // 24: everpage.v1.Node
-	(*ShardReplicas)(nil),            // 25: everpage.v1.ShardReplicas
-	(*Position)(nil),                 // 26: everpage.v1.Position
-	(*RelFork)(nil),                  // 27: everpage.v1.RelFork
-	(*Status)(nil),                   // 28: everpage.v1.Status
-	(*Target)(nil),                   // 29: everpage.v1.Target
+	(*Damage)(nil),                   // 16: everpage.v1.Damage
+	(*MetaObject)(nil),               // 17: everpage.v1.MetaObject
+	(*ResolveTargetRequest)(nil),     // 18: everpage.v1.ResolveTargetRequest
+	(*ResolveTargetResponse)(nil),    // 19: everpage.v1.ResolveTargetResponse
+	(*CommitEntry)(nil),              // 20: everpage.v1.CommitEntry
+	(*LeaseLsnRequest)(nil),          // 21: everpage.v1.LeaseLsnRequest
+	(*LeaseLsnResponse)(nil),         // 22: everpage.v1.LeaseLsnResponse
+	(*GetShardMapRequest)(nil),       // 23: everpage.v1.GetShardMapRequest
+	(*GetShardMapResponse)(nil),      // 24: everpage.v1.GetShardMapResponse
+	(*Node)(nil),                     // 25: everpage.v1.Node
+	(*ShardReplicas)(nil),            // 26: everpage.v1.ShardReplicas
+	(*Position)(nil),                 // 27: everpage.v1.Position
+	(*RelFork)(nil),                  // 28: everpage.v1.RelFork
+	(*Status)(nil),                   // 29: everpage.v1.Status
+	(*Target)(nil),                   // 30: everpage.v1.Target
 }
 var file_everpage_v1_page_proto_depIdxs = []int32{
-	26, // 0: everpage.v1.GetPagesRequest.at:type_name -> everpage.v1.Position
-	27, // 1: everpage.v1.GetPagesRequest.rel:type_name -> everpage.v1.RelFork
-	28, // 2: everpage.v1.GetPagesResponse.status:type_name -> everpage.v1.Status
-	27, // 3: everpage.v1.GetPagesResponse.rel:type_name -> everpage.v1.RelFork
-	23, // 4: everpage.v1.GetPagesResponse.map:type_name -> everpage.v1.GetShardMapResponse
-	26, // 5: everpage.v1.GetRelSizeRequest.at:type_name -> everpage.v1.Position
-	27, // 6: everpage.v1.GetRelSizeRequest.rel:type_name -> everpage.v1.RelFork
-	26, // 7: everpage.v1.ListRelationsRequest.at:type_name -> everpage.v1.Position
+	27, // 0: everpage.v1.GetPagesRequest.at:type_name -> everpage.v1.Position
+	28, // 1: everpage.v1.GetPagesRequest.rel:type_name -> everpage.v1.RelFork
+	29, // 2: everpage.v1.GetPagesResponse.status:type_name -> everpage.v1.Status
+	28, // 3: everpage.v1.GetPagesResponse.rel:type_name -> everpage.v1.RelFork
+	24, // 4: everpage.v1.GetPagesResponse.map:type_name -> everpage.v1.GetShardMapResponse
+	27, // 5: everpage.v1.GetRelSizeRequest.at:type_name -> everpage.v1.Position
+	28, // 6: everpage.v1.GetRelSizeRequest.rel:type_name -> everpage.v1.RelFork
+	27, // 7: everpage.v1.ListRelationsRequest.at:type_name -> everpage.v1.Position
 	6,  // 8: everpage.v1.ListRelationsResponse.relations:type_name -> everpage.v1.Relation
-	27, // 9: everpage.v1.Relation.rel:type_name -> everpage.v1.RelFork
-	26, // 10: everpage.v1.GetSlruSegmentRequest.at:type_name -> everpage.v1.Position
-	26, // 11: everpage.v1.ListSlruSegmentsRequest.at:type_name -> everpage.v1.Position
-	26, // 12: everpage.v1.GetPageHistoryRequest.at:type_name -> everpage.v1.Position
-	27, // 13: everpage.v1.GetPageHistoryRequest.rel:type_name -> everpage.v1.RelFork
+	28, // 9: everpage.v1.Relation.rel:type_name -> everpage.v1.RelFork
+	27, // 10: everpage.v1.GetSlruSegmentRequest.at:type_name -> everpage.v1.Position
+	27, // 11: everpage.v1.ListSlruSegmentsRequest.at:type_name -> everpage.v1.Position
+	27, // 12: everpage.v1.GetPageHistoryRequest.at:type_name -> everpage.v1.Position
+	28, // 13: everpage.v1.GetPageHistoryRequest.rel:type_name -> everpage.v1.RelFork
 	13, // 14: everpage.v1.GetPageHistoryResponse.versions:type_name -> everpage.v1.PageVersion
-	26, // 15: everpage.v1.GetClusterStateRequest.at:type_name -> everpage.v1.Position
-	16, // 16: everpage.v1.GetClusterStateResponse.objects:type_name -> everpage.v1.MetaObject
-	29, // 17: everpage.v1.ResolveTargetRequest.target:type_name -> everpage.v1.Target
-	19, // 18: everpage.v1.ResolveTargetResponse.around:type_name -> everpage.v1.CommitEntry
-	24, // 19: everpage.v1.GetShardMapResponse.nodes:type_name -> everpage.v1.Node
-	25, // 20: everpage.v1.GetShardMapResponse.replicas:type_name -> everpage.v1.ShardReplicas
-	0,  // 21: everpage.v1.PageService.GetPages:input_type -> everpage.v1.GetPagesRequest
-	2,  // 22: everpage.v1.PageService.GetRelSize:input_type -> everpage.v1.GetRelSizeRequest
-	4,  // 23: everpage.v1.PageService.ListRelations:input_type -> everpage.v1.ListRelationsRequest
-	7,  // 24: everpage.v1.PageService.GetSlruSegment:input_type -> everpage.v1.GetSlruSegmentRequest
-	9,  // 25: everpage.v1.PageService.ListSlruSegments:input_type -> everpage.v1.ListSlruSegmentsRequest
-	11, // 26: everpage.v1.PageService.GetPageHistory:input_type -> everpage.v1.GetPageHistoryRequest
-	14, // 27: everpage.v1.PageService.GetClusterState:input_type -> everpage.v1.GetClusterStateRequest
-	17, // 28: everpage.v1.PageService.ResolveTarget:input_type -> everpage.v1.ResolveTargetRequest
-	20, // 29: everpage.v1.PageService.LeaseLsn:input_type -> everpage.v1.LeaseLsnRequest
-	22, // 30: everpage.v1.PageService.GetShardMap:input_type -> everpage.v1.GetShardMapRequest
-	1,  // 31: everpage.v1.PageService.GetPages:output_type -> everpage.v1.GetPagesResponse
-	3,  // 32: everpage.v1.PageService.GetRelSize:output_type -> everpage.v1.GetRelSizeResponse
-	5,  // 33: everpage.v1.PageService.ListRelations:output_type -> everpage.v1.ListRelationsResponse
-	8,  // 34: everpage.v1.PageService.GetSlruSegment:output_type -> everpage.v1.GetSlruSegmentResponse
-	10, // 35: everpage.v1.PageService.ListSlruSegments:output_type -> everpage.v1.ListSlruSegmentsResponse
-	12, // 36: everpage.v1.PageService.GetPageHistory:output_type -> everpage.v1.GetPageHistoryResponse
-	15, // 37: everpage.v1.PageService.GetClusterState:output_type -> everpage.v1.GetClusterStateResponse
-	18, // 38: everpage.v1.PageService.ResolveTarget:output_type -> everpage.v1.ResolveTargetResponse
-	21, // 39: everpage.v1.PageService.LeaseLsn:output_type -> everpage.v1.LeaseLsnResponse
-	23, // 40: everpage.v1.PageService.GetShardMap:output_type -> everpage.v1.GetShardMapResponse
-	31, // [31:41] is the sub-list for method output_type
-	21, // [21:31] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	27, // 15: everpage.v1.GetClusterStateRequest.at:type_name -> everpage.v1.Position
+	17, // 16: everpage.v1.GetClusterStateResponse.objects:type_name -> everpage.v1.MetaObject
+	16, // 17: everpage.v1.GetClusterStateResponse.damage:type_name -> everpage.v1.Damage
+	28, // 18: everpage.v1.Damage.rel:type_name -> everpage.v1.RelFork
+	30, // 19: everpage.v1.ResolveTargetRequest.target:type_name -> everpage.v1.Target
+	20, // 20: everpage.v1.ResolveTargetResponse.around:type_name -> everpage.v1.CommitEntry
+	25, // 21: everpage.v1.GetShardMapResponse.nodes:type_name -> everpage.v1.Node
+	26, // 22: everpage.v1.GetShardMapResponse.replicas:type_name -> everpage.v1.ShardReplicas
+	0,  // 23: everpage.v1.PageService.GetPages:input_type -> everpage.v1.GetPagesRequest
+	2,  // 24: everpage.v1.PageService.GetRelSize:input_type -> everpage.v1.GetRelSizeRequest
+	4,  // 25: everpage.v1.PageService.ListRelations:input_type -> everpage.v1.ListRelationsRequest
+	7,  // 26: everpage.v1.PageService.GetSlruSegment:input_type -> everpage.v1.GetSlruSegmentRequest
+	9,  // 27: everpage.v1.PageService.ListSlruSegments:input_type -> everpage.v1.ListSlruSegmentsRequest
+	11, // 28: everpage.v1.PageService.GetPageHistory:input_type -> everpage.v1.GetPageHistoryRequest
+	14, // 29: everpage.v1.PageService.GetClusterState:input_type -> everpage.v1.GetClusterStateRequest
+	18, // 30: everpage.v1.PageService.ResolveTarget:input_type -> everpage.v1.ResolveTargetRequest
+	21, // 31: everpage.v1.PageService.LeaseLsn:input_type -> everpage.v1.LeaseLsnRequest
+	23, // 32: everpage.v1.PageService.GetShardMap:input_type -> everpage.v1.GetShardMapRequest
+	1,  // 33: everpage.v1.PageService.GetPages:output_type -> everpage.v1.GetPagesResponse
+	3,  // 34: everpage.v1.PageService.GetRelSize:output_type -> everpage.v1.GetRelSizeResponse
+	5,  // 35: everpage.v1.PageService.ListRelations:output_type -> everpage.v1.ListRelationsResponse
+	8,  // 36: everpage.v1.PageService.GetSlruSegment:output_type -> everpage.v1.GetSlruSegmentResponse
+	10, // 37: everpage.v1.PageService.ListSlruSegments:output_type -> everpage.v1.ListSlruSegmentsResponse
+	12, // 38: everpage.v1.PageService.GetPageHistory:output_type -> everpage.v1.GetPageHistoryResponse
+	15, // 39: everpage.v1.PageService.GetClusterState:output_type -> everpage.v1.GetClusterStateResponse
+	19, // 40: everpage.v1.PageService.ResolveTarget:output_type -> everpage.v1.ResolveTargetResponse
+	22, // 41: everpage.v1.PageService.LeaseLsn:output_type -> everpage.v1.LeaseLsnResponse
+	24, // 42: everpage.v1.PageService.GetShardMap:output_type -> everpage.v1.GetShardMapResponse
+	33, // [33:43] is the sub-list for method output_type
+	23, // [23:33] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_page_proto_init() }
@@ -1891,7 +1967,7 @@ func file_everpage_v1_page_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_page_proto_rawDesc), len(file_everpage_v1_page_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
