@@ -65,7 +65,7 @@ func (c *Client) Relations(ctx context.Context, at Position, fn func(pg.RelFork,
 }
 
 // SLRUSegments lists the segments of an SLRU.
-func (c *Client) SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([]uint32, error) {
+func (c *Client) SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([]SLRUSegment, error) {
 	n, err := c.anyNode(ctx)
 	if err != nil {
 		return nil, err
@@ -74,7 +74,11 @@ func (c *Client) SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([
 	if err != nil {
 		return nil, fromGRPC(n.address, err)
 	}
-	return resp.Segments, nil
+	var segments []SLRUSegment
+	for _, s := range resp.Segments {
+		segments = append(segments, SLRUSegment{s.Number, s.Pages})
+	}
+	return segments, nil
 }
 
 // SLRUSegment is the content of one segment of an SLRU.

@@ -26,7 +26,7 @@ type Pages interface {
 	// Relations calls fn for every fork that exists, in key order.
 	Relations(ctx context.Context, at Position, fn func(pg.RelFork, pg.BlockNumber) error) error
 	// SLRUSegments lists the existing segments of an SLRU.
-	SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([]uint32, error)
+	SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([]SLRUSegment, error)
 	// SLRUSegment is the content of one segment, as long as its file would be.
 	SLRUSegment(ctx context.Context, at Position, slru pg.SLRU, segment uint32) ([]byte, error)
 	// History lists the versions of a page at or below the position, newest first, at most limit (0: all).
@@ -37,6 +37,12 @@ type Pages interface {
 	Resolve(ctx context.Context, t Target) (*Resolution, error)
 	// Map is the newest shard map.
 	Map() *placement.Map
+}
+
+// SLRUSegment is one existing segment and the number of pages that its file has.
+type SLRUSegment struct {
+	Number uint32
+	Pages  uint32
 }
 
 // Version is one stored version of a page.

@@ -142,7 +142,11 @@ func (s *Server) ListSlruSegments(ctx context.Context, req *pb.ListSlruSegmentsR
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	return &pb.ListSlruSegmentsResponse{Lsn: uint64(at.LSN), Segments: segments}, nil
+	resp := &pb.ListSlruSegmentsResponse{Lsn: uint64(at.LSN)}
+	for _, s := range segments {
+		resp.Segments = append(resp.Segments, &pb.SlruSegment{Number: s.Number, Pages: s.Pages})
+	}
+	return resp, nil
 }
 
 // GetSlruSegment answers one segment of an SLRU.

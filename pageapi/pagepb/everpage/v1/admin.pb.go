@@ -997,6 +997,86 @@ func (x *CheckResponse) GetDone() bool {
 	return false
 }
 
+type ReserveTimelineRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReserveTimelineRequest) Reset() {
+	*x = ReserveTimelineRequest{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReserveTimelineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReserveTimelineRequest) ProtoMessage() {}
+
+func (x *ReserveTimelineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReserveTimelineRequest.ProtoReflect.Descriptor instead.
+func (*ReserveTimelineRequest) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+type ReserveTimelineResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Timeline      uint32                 `protobuf:"varint,1,opt,name=timeline,proto3" json:"timeline,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReserveTimelineResponse) Reset() {
+	*x = ReserveTimelineResponse{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReserveTimelineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReserveTimelineResponse) ProtoMessage() {}
+
+func (x *ReserveTimelineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReserveTimelineResponse.ProtoReflect.Descriptor instead.
+func (*ReserveTimelineResponse) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ReserveTimelineResponse) GetTimeline() uint32 {
+	if x != nil {
+		return x.Timeline
+	}
+	return 0
+}
+
 var File_everpage_v1_admin_proto protoreflect.FileDescriptor
 
 const file_everpage_v1_admin_proto_rawDesc = "" +
@@ -1087,12 +1167,16 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\tviolation\x18\x01 \x01(\tR\tviolation\x12\x12\n" +
 	"\x04keys\x18\x02 \x01(\x04R\x04keys\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x12\n" +
-	"\x04done\x18\x04 \x01(\bR\x04done2\xd6\x02\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\"\x18\n" +
+	"\x16ReserveTimelineRequest\"5\n" +
+	"\x17ReserveTimelineResponse\x12\x1a\n" +
+	"\btimeline\x18\x01 \x01(\rR\btimeline2\xb4\x03\n" +
 	"\fAdminService\x12A\n" +
 	"\x06Attach\x12\x1a.everpage.v1.AttachRequest\x1a\x1b.everpage.v1.AttachResponse\x12A\n" +
 	"\x06Detach\x12\x1a.everpage.v1.DetachRequest\x1a\x1b.everpage.v1.DetachResponse\x12A\n" +
 	"\x06Status\x12\x1a.everpage.v1.StatusRequest\x1a\x1b.everpage.v1.StatusResponse\x12;\n" +
-	"\x04Info\x12\x18.everpage.v1.InfoRequest\x1a\x19.everpage.v1.InfoResponse\x12@\n" +
+	"\x04Info\x12\x18.everpage.v1.InfoRequest\x1a\x19.everpage.v1.InfoResponse\x12\\\n" +
+	"\x0fReserveTimeline\x12#.everpage.v1.ReserveTimelineRequest\x1a$.everpage.v1.ReserveTimelineResponse\x12@\n" +
 	"\x05Check\x12\x19.everpage.v1.CheckRequest\x1a\x1a.everpage.v1.CheckResponse0\x01B,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
 
 var (
@@ -1107,22 +1191,24 @@ func file_everpage_v1_admin_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_admin_proto_rawDescData
 }
 
-var file_everpage_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_everpage_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_everpage_v1_admin_proto_goTypes = []any{
-	(*AttachRequest)(nil),  // 0: everpage.v1.AttachRequest
-	(*AttachResponse)(nil), // 1: everpage.v1.AttachResponse
-	(*Preflight)(nil),      // 2: everpage.v1.Preflight
-	(*DetachRequest)(nil),  // 3: everpage.v1.DetachRequest
-	(*DetachResponse)(nil), // 4: everpage.v1.DetachResponse
-	(*StatusRequest)(nil),  // 5: everpage.v1.StatusRequest
-	(*StatusResponse)(nil), // 6: everpage.v1.StatusResponse
-	(*NodeStatus)(nil),     // 7: everpage.v1.NodeStatus
-	(*FollowStatus)(nil),   // 8: everpage.v1.FollowStatus
-	(*InfoRequest)(nil),    // 9: everpage.v1.InfoRequest
-	(*InfoResponse)(nil),   // 10: everpage.v1.InfoResponse
-	(*BranchInfo)(nil),     // 11: everpage.v1.BranchInfo
-	(*CheckRequest)(nil),   // 12: everpage.v1.CheckRequest
-	(*CheckResponse)(nil),  // 13: everpage.v1.CheckResponse
+	(*AttachRequest)(nil),           // 0: everpage.v1.AttachRequest
+	(*AttachResponse)(nil),          // 1: everpage.v1.AttachResponse
+	(*Preflight)(nil),               // 2: everpage.v1.Preflight
+	(*DetachRequest)(nil),           // 3: everpage.v1.DetachRequest
+	(*DetachResponse)(nil),          // 4: everpage.v1.DetachResponse
+	(*StatusRequest)(nil),           // 5: everpage.v1.StatusRequest
+	(*StatusResponse)(nil),          // 6: everpage.v1.StatusResponse
+	(*NodeStatus)(nil),              // 7: everpage.v1.NodeStatus
+	(*FollowStatus)(nil),            // 8: everpage.v1.FollowStatus
+	(*InfoRequest)(nil),             // 9: everpage.v1.InfoRequest
+	(*InfoResponse)(nil),            // 10: everpage.v1.InfoResponse
+	(*BranchInfo)(nil),              // 11: everpage.v1.BranchInfo
+	(*CheckRequest)(nil),            // 12: everpage.v1.CheckRequest
+	(*CheckResponse)(nil),           // 13: everpage.v1.CheckResponse
+	(*ReserveTimelineRequest)(nil),  // 14: everpage.v1.ReserveTimelineRequest
+	(*ReserveTimelineResponse)(nil), // 15: everpage.v1.ReserveTimelineResponse
 }
 var file_everpage_v1_admin_proto_depIdxs = []int32{
 	2,  // 0: everpage.v1.AttachResponse.checks:type_name -> everpage.v1.Preflight
@@ -1133,14 +1219,16 @@ var file_everpage_v1_admin_proto_depIdxs = []int32{
 	3,  // 5: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
 	5,  // 6: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
 	9,  // 7: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
-	12, // 8: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
-	1,  // 9: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
-	4,  // 10: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
-	6,  // 11: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
-	10, // 12: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
-	13, // 13: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
+	14, // 8: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
+	12, // 9: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
+	1,  // 10: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
+	4,  // 11: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
+	6,  // 12: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
+	10, // 13: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
+	15, // 14: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
+	13, // 15: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
+	10, // [10:16] is the sub-list for method output_type
+	4,  // [4:10] is the sub-list for method input_type
 	4,  // [4:4] is the sub-list for extension type_name
 	4,  // [4:4] is the sub-list for extension extendee
 	0,  // [0:4] is the sub-list for field type_name
@@ -1158,7 +1246,7 @@ func file_everpage_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_admin_proto_rawDesc), len(file_everpage_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -18,11 +18,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AdminService_Attach_FullMethodName = "/everpage.v1.AdminService/Attach"
-	AdminService_Detach_FullMethodName = "/everpage.v1.AdminService/Detach"
-	AdminService_Status_FullMethodName = "/everpage.v1.AdminService/Status"
-	AdminService_Info_FullMethodName   = "/everpage.v1.AdminService/Info"
-	AdminService_Check_FullMethodName  = "/everpage.v1.AdminService/Check"
+	AdminService_Attach_FullMethodName          = "/everpage.v1.AdminService/Attach"
+	AdminService_Detach_FullMethodName          = "/everpage.v1.AdminService/Detach"
+	AdminService_Status_FullMethodName          = "/everpage.v1.AdminService/Status"
+	AdminService_Info_FullMethodName            = "/everpage.v1.AdminService/Info"
+	AdminService_ReserveTimeline_FullMethodName = "/everpage.v1.AdminService/ReserveTimeline"
+	AdminService_Check_FullMethodName           = "/everpage.v1.AdminService/Check"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -35,6 +36,8 @@ type AdminServiceClient interface {
 	Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachResponse, error)
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
 	Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error)
+	// ReserveTimeline answers a timeline id that no other restore of this cluster gets.
+	ReserveTimeline(ctx context.Context, in *ReserveTimelineRequest, opts ...grpc.CallOption) (*ReserveTimelineResponse, error)
 	// Check walks the node's store and reports every broken invariant.
 	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckResponse], error)
 }
@@ -87,6 +90,16 @@ func (c *adminServiceClient) Info(ctx context.Context, in *InfoRequest, opts ...
 	return out, nil
 }
 
+func (c *adminServiceClient) ReserveTimeline(ctx context.Context, in *ReserveTimelineRequest, opts ...grpc.CallOption) (*ReserveTimelineResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReserveTimelineResponse)
+	err := c.cc.Invoke(ctx, AdminService_ReserveTimeline_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[0], AdminService_Check_FullMethodName, cOpts...)
@@ -116,6 +129,8 @@ type AdminServiceServer interface {
 	Detach(context.Context, *DetachRequest) (*DetachResponse, error)
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
+	// ReserveTimeline answers a timeline id that no other restore of this cluster gets.
+	ReserveTimeline(context.Context, *ReserveTimelineRequest) (*ReserveTimelineResponse, error)
 	// Check walks the node's store and reports every broken invariant.
 	Check(*CheckRequest, grpc.ServerStreamingServer[CheckResponse]) error
 	mustEmbedUnimplementedAdminServiceServer()
@@ -139,6 +154,9 @@ func (UnimplementedAdminServiceServer) Status(context.Context, *StatusRequest) (
 }
 func (UnimplementedAdminServiceServer) Info(context.Context, *InfoRequest) (*InfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Info not implemented")
+}
+func (UnimplementedAdminServiceServer) ReserveTimeline(context.Context, *ReserveTimelineRequest) (*ReserveTimelineResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReserveTimeline not implemented")
 }
 func (UnimplementedAdminServiceServer) Check(*CheckRequest, grpc.ServerStreamingServer[CheckResponse]) error {
 	return status.Error(codes.Unimplemented, "method Check not implemented")
@@ -236,6 +254,24 @@ func _AdminService_Info_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ReserveTimeline_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReserveTimelineRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ReserveTimeline(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ReserveTimeline_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ReserveTimeline(ctx, req.(*ReserveTimelineRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_Check_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(CheckRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -269,6 +305,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Info",
 			Handler:    _AdminService_Info_Handler,
+		},
+		{
+			MethodName: "ReserveTimeline",
+			Handler:    _AdminService_ReserveTimeline_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -656,7 +656,7 @@ func (x *ListSlruSegmentsRequest) GetTimeoutMs() uint32 {
 type ListSlruSegmentsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lsn           uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
-	Segments      []uint32               `protobuf:"varint,2,rep,packed,name=segments,proto3" json:"segments,omitempty"`
+	Segments      []*SlruSegment         `protobuf:"bytes,2,rep,name=segments,proto3" json:"segments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,11 +698,63 @@ func (x *ListSlruSegmentsResponse) GetLsn() uint64 {
 	return 0
 }
 
-func (x *ListSlruSegmentsResponse) GetSegments() []uint32 {
+func (x *ListSlruSegmentsResponse) GetSegments() []*SlruSegment {
 	if x != nil {
 		return x.Segments
 	}
 	return nil
+}
+
+type SlruSegment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Pages         uint32                 `protobuf:"varint,2,opt,name=pages,proto3" json:"pages,omitempty"` // that its file has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SlruSegment) Reset() {
+	*x = SlruSegment{}
+	mi := &file_everpage_v1_page_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SlruSegment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SlruSegment) ProtoMessage() {}
+
+func (x *SlruSegment) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_page_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SlruSegment.ProtoReflect.Descriptor instead.
+func (*SlruSegment) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SlruSegment) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *SlruSegment) GetPages() uint32 {
+	if x != nil {
+		return x.Pages
+	}
+	return 0
 }
 
 type GetPageHistoryRequest struct {
@@ -717,7 +769,7 @@ type GetPageHistoryRequest struct {
 
 func (x *GetPageHistoryRequest) Reset() {
 	*x = GetPageHistoryRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[11]
+	mi := &file_everpage_v1_page_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +781,7 @@ func (x *GetPageHistoryRequest) String() string {
 func (*GetPageHistoryRequest) ProtoMessage() {}
 
 func (x *GetPageHistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[11]
+	mi := &file_everpage_v1_page_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +794,7 @@ func (x *GetPageHistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPageHistoryRequest.ProtoReflect.Descriptor instead.
 func (*GetPageHistoryRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{11}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetPageHistoryRequest) GetAt() *Position {
@@ -783,7 +835,7 @@ type GetPageHistoryResponse struct {
 
 func (x *GetPageHistoryResponse) Reset() {
 	*x = GetPageHistoryResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[12]
+	mi := &file_everpage_v1_page_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +847,7 @@ func (x *GetPageHistoryResponse) String() string {
 func (*GetPageHistoryResponse) ProtoMessage() {}
 
 func (x *GetPageHistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[12]
+	mi := &file_everpage_v1_page_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +860,7 @@ func (x *GetPageHistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPageHistoryResponse.ProtoReflect.Descriptor instead.
 func (*GetPageHistoryResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{12}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetPageHistoryResponse) GetLsn() uint64 {
@@ -837,7 +889,7 @@ type PageVersion struct {
 
 func (x *PageVersion) Reset() {
 	*x = PageVersion{}
-	mi := &file_everpage_v1_page_proto_msgTypes[13]
+	mi := &file_everpage_v1_page_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +901,7 @@ func (x *PageVersion) String() string {
 func (*PageVersion) ProtoMessage() {}
 
 func (x *PageVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[13]
+	mi := &file_everpage_v1_page_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +914,7 @@ func (x *PageVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageVersion.ProtoReflect.Descriptor instead.
 func (*PageVersion) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{13}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PageVersion) GetLsn() uint64 {
@@ -903,7 +955,7 @@ type GetClusterStateRequest struct {
 
 func (x *GetClusterStateRequest) Reset() {
 	*x = GetClusterStateRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[14]
+	mi := &file_everpage_v1_page_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +967,7 @@ func (x *GetClusterStateRequest) String() string {
 func (*GetClusterStateRequest) ProtoMessage() {}
 
 func (x *GetClusterStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[14]
+	mi := &file_everpage_v1_page_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +980,7 @@ func (x *GetClusterStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterStateRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterStateRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{14}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetClusterStateRequest) GetAt() *Position {
@@ -963,7 +1015,7 @@ type GetClusterStateResponse struct {
 
 func (x *GetClusterStateResponse) Reset() {
 	*x = GetClusterStateResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[15]
+	mi := &file_everpage_v1_page_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -975,7 +1027,7 @@ func (x *GetClusterStateResponse) String() string {
 func (*GetClusterStateResponse) ProtoMessage() {}
 
 func (x *GetClusterStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[15]
+	mi := &file_everpage_v1_page_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -988,7 +1040,7 @@ func (x *GetClusterStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterStateResponse.ProtoReflect.Descriptor instead.
 func (*GetClusterStateResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{15}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetClusterStateResponse) GetLsn() uint64 {
@@ -1073,7 +1125,7 @@ type Damage struct {
 
 func (x *Damage) Reset() {
 	*x = Damage{}
-	mi := &file_everpage_v1_page_proto_msgTypes[16]
+	mi := &file_everpage_v1_page_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1085,7 +1137,7 @@ func (x *Damage) String() string {
 func (*Damage) ProtoMessage() {}
 
 func (x *Damage) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[16]
+	mi := &file_everpage_v1_page_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1098,7 +1150,7 @@ func (x *Damage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Damage.ProtoReflect.Descriptor instead.
 func (*Damage) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{16}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Damage) GetRel() *RelFork {
@@ -1142,7 +1194,7 @@ type MetaObject struct {
 
 func (x *MetaObject) Reset() {
 	*x = MetaObject{}
-	mi := &file_everpage_v1_page_proto_msgTypes[17]
+	mi := &file_everpage_v1_page_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1206,7 @@ func (x *MetaObject) String() string {
 func (*MetaObject) ProtoMessage() {}
 
 func (x *MetaObject) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[17]
+	mi := &file_everpage_v1_page_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1219,7 @@ func (x *MetaObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaObject.ProtoReflect.Descriptor instead.
 func (*MetaObject) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{17}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MetaObject) GetKind() uint32 {
@@ -1207,7 +1259,7 @@ type ResolveTargetRequest struct {
 
 func (x *ResolveTargetRequest) Reset() {
 	*x = ResolveTargetRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[18]
+	mi := &file_everpage_v1_page_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1271,7 @@ func (x *ResolveTargetRequest) String() string {
 func (*ResolveTargetRequest) ProtoMessage() {}
 
 func (x *ResolveTargetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[18]
+	mi := &file_everpage_v1_page_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1284,7 @@ func (x *ResolveTargetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTargetRequest.ProtoReflect.Descriptor instead.
 func (*ResolveTargetRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{18}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResolveTargetRequest) GetTarget() *Target {
@@ -1253,7 +1305,7 @@ type ResolveTargetResponse struct {
 
 func (x *ResolveTargetResponse) Reset() {
 	*x = ResolveTargetResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[19]
+	mi := &file_everpage_v1_page_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1317,7 @@ func (x *ResolveTargetResponse) String() string {
 func (*ResolveTargetResponse) ProtoMessage() {}
 
 func (x *ResolveTargetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[19]
+	mi := &file_everpage_v1_page_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1330,7 @@ func (x *ResolveTargetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTargetResponse.ProtoReflect.Descriptor instead.
 func (*ResolveTargetResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{19}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResolveTargetResponse) GetLsn() uint64 {
@@ -1316,7 +1368,7 @@ type CommitEntry struct {
 
 func (x *CommitEntry) Reset() {
 	*x = CommitEntry{}
-	mi := &file_everpage_v1_page_proto_msgTypes[20]
+	mi := &file_everpage_v1_page_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1380,7 @@ func (x *CommitEntry) String() string {
 func (*CommitEntry) ProtoMessage() {}
 
 func (x *CommitEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[20]
+	mi := &file_everpage_v1_page_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1393,7 @@ func (x *CommitEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitEntry.ProtoReflect.Descriptor instead.
 func (*CommitEntry) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{20}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CommitEntry) GetStartLsn() uint64 {
@@ -1397,7 +1449,7 @@ type LeaseLsnRequest struct {
 
 func (x *LeaseLsnRequest) Reset() {
 	*x = LeaseLsnRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[21]
+	mi := &file_everpage_v1_page_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1461,7 @@ func (x *LeaseLsnRequest) String() string {
 func (*LeaseLsnRequest) ProtoMessage() {}
 
 func (x *LeaseLsnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[21]
+	mi := &file_everpage_v1_page_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1474,7 @@ func (x *LeaseLsnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseLsnRequest.ProtoReflect.Descriptor instead.
 func (*LeaseLsnRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{21}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LeaseLsnRequest) GetBranch() uint32 {
@@ -1456,7 +1508,7 @@ type LeaseLsnResponse struct {
 
 func (x *LeaseLsnResponse) Reset() {
 	*x = LeaseLsnResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[22]
+	mi := &file_everpage_v1_page_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1468,7 +1520,7 @@ func (x *LeaseLsnResponse) String() string {
 func (*LeaseLsnResponse) ProtoMessage() {}
 
 func (x *LeaseLsnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[22]
+	mi := &file_everpage_v1_page_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1481,7 +1533,7 @@ func (x *LeaseLsnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseLsnResponse.ProtoReflect.Descriptor instead.
 func (*LeaseLsnResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{22}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LeaseLsnResponse) GetLease() uint64 {
@@ -1506,7 +1558,7 @@ type GetShardMapRequest struct {
 
 func (x *GetShardMapRequest) Reset() {
 	*x = GetShardMapRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[23]
+	mi := &file_everpage_v1_page_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1570,7 @@ func (x *GetShardMapRequest) String() string {
 func (*GetShardMapRequest) ProtoMessage() {}
 
 func (x *GetShardMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[23]
+	mi := &file_everpage_v1_page_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1583,7 @@ func (x *GetShardMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardMapRequest.ProtoReflect.Descriptor instead.
 func (*GetShardMapRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{23}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{24}
 }
 
 type GetShardMapResponse struct {
@@ -1547,7 +1599,7 @@ type GetShardMapResponse struct {
 
 func (x *GetShardMapResponse) Reset() {
 	*x = GetShardMapResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[24]
+	mi := &file_everpage_v1_page_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1611,7 @@ func (x *GetShardMapResponse) String() string {
 func (*GetShardMapResponse) ProtoMessage() {}
 
 func (x *GetShardMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[24]
+	mi := &file_everpage_v1_page_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1624,7 @@ func (x *GetShardMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardMapResponse.ProtoReflect.Descriptor instead.
 func (*GetShardMapResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{24}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetShardMapResponse) GetEpoch() uint64 {
@@ -1621,7 +1673,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_everpage_v1_page_proto_msgTypes[25]
+	mi := &file_everpage_v1_page_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1685,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[25]
+	mi := &file_everpage_v1_page_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1698,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{25}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Node) GetName() string {
@@ -1679,7 +1731,7 @@ type ShardReplicas struct {
 
 func (x *ShardReplicas) Reset() {
 	*x = ShardReplicas{}
-	mi := &file_everpage_v1_page_proto_msgTypes[26]
+	mi := &file_everpage_v1_page_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1743,7 @@ func (x *ShardReplicas) String() string {
 func (*ShardReplicas) ProtoMessage() {}
 
 func (x *ShardReplicas) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[26]
+	mi := &file_everpage_v1_page_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1756,7 @@ func (x *ShardReplicas) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardReplicas.ProtoReflect.Descriptor instead.
 func (*ShardReplicas) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{26}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ShardReplicas) GetNodes() []uint32 {
@@ -1767,10 +1819,13 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12\x12\n" +
 	"\x04slru\x18\x02 \x01(\rR\x04slru\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x03 \x01(\rR\ttimeoutMs\"L\n" +
+	"timeout_ms\x18\x03 \x01(\rR\ttimeoutMs\"b\n" +
 	"\x18ListSlruSegmentsResponse\x12\x10\n" +
-	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12\x1e\n" +
-	"\bsegments\x18\x02 \x03(\rB\x02\x10\x01R\bsegments\"\x92\x01\n" +
+	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x124\n" +
+	"\bsegments\x18\x02 \x03(\v2\x18.everpage.v1.SlruSegmentR\bsegments\";\n" +
+	"\vSlruSegment\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
+	"\x05pages\x18\x02 \x01(\rR\x05pages\"\x92\x01\n" +
 	"\x15GetPageHistoryRequest\x12%\n" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12&\n" +
 	"\x03rel\x18\x02 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x14\n" +
@@ -1870,7 +1925,7 @@ func file_everpage_v1_page_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_page_proto_rawDescData
 }
 
-var file_everpage_v1_page_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_everpage_v1_page_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_everpage_v1_page_proto_goTypes = []any{
 	(*GetPagesRequest)(nil),          // 0: everpage.v1.GetPagesRequest
 	(*GetPagesResponse)(nil),         // 1: everpage.v1.GetPagesResponse
@@ -1883,76 +1938,78 @@ var file_everpage_v1_page_proto_goTypes = []any{
 	(*GetSlruSegmentResponse)(nil),   // 8: everpage.v1.GetSlruSegmentResponse
 	(*ListSlruSegmentsRequest)(nil),  // 9: everpage.v1.ListSlruSegmentsRequest
 	(*ListSlruSegmentsResponse)(nil), // 10: everpage.v1.ListSlruSegmentsResponse
-	(*GetPageHistoryRequest)(nil),    // 11: everpage.v1.GetPageHistoryRequest
-	(*GetPageHistoryResponse)(nil),   // 12: everpage.v1.GetPageHistoryResponse
-	(*PageVersion)(nil),              // 13: everpage.v1.PageVersion
-	(*GetClusterStateRequest)(nil),   // 14: everpage.v1.GetClusterStateRequest
-	(*GetClusterStateResponse)(nil),  // 15: everpage.v1.GetClusterStateResponse
-	(*Damage)(nil),                   // 16: everpage.v1.Damage
-	(*MetaObject)(nil),               // 17: everpage.v1.MetaObject
-	(*ResolveTargetRequest)(nil),     // 18: everpage.v1.ResolveTargetRequest
-	(*ResolveTargetResponse)(nil),    // 19: everpage.v1.ResolveTargetResponse
-	(*CommitEntry)(nil),              // 20: everpage.v1.CommitEntry
-	(*LeaseLsnRequest)(nil),          // 21: everpage.v1.LeaseLsnRequest
-	(*LeaseLsnResponse)(nil),         // 22: everpage.v1.LeaseLsnResponse
-	(*GetShardMapRequest)(nil),       // 23: everpage.v1.GetShardMapRequest
-	(*GetShardMapResponse)(nil),      // 24: everpage.v1.GetShardMapResponse
-	(*Node)(nil),                     // 25: everpage.v1.Node
-	(*ShardReplicas)(nil),            // 26: everpage.v1.ShardReplicas
-	(*Position)(nil),                 // 27: everpage.v1.Position
-	(*RelFork)(nil),                  // 28: everpage.v1.RelFork
-	(*Status)(nil),                   // 29: everpage.v1.Status
-	(*Target)(nil),                   // 30: everpage.v1.Target
+	(*SlruSegment)(nil),              // 11: everpage.v1.SlruSegment
+	(*GetPageHistoryRequest)(nil),    // 12: everpage.v1.GetPageHistoryRequest
+	(*GetPageHistoryResponse)(nil),   // 13: everpage.v1.GetPageHistoryResponse
+	(*PageVersion)(nil),              // 14: everpage.v1.PageVersion
+	(*GetClusterStateRequest)(nil),   // 15: everpage.v1.GetClusterStateRequest
+	(*GetClusterStateResponse)(nil),  // 16: everpage.v1.GetClusterStateResponse
+	(*Damage)(nil),                   // 17: everpage.v1.Damage
+	(*MetaObject)(nil),               // 18: everpage.v1.MetaObject
+	(*ResolveTargetRequest)(nil),     // 19: everpage.v1.ResolveTargetRequest
+	(*ResolveTargetResponse)(nil),    // 20: everpage.v1.ResolveTargetResponse
+	(*CommitEntry)(nil),              // 21: everpage.v1.CommitEntry
+	(*LeaseLsnRequest)(nil),          // 22: everpage.v1.LeaseLsnRequest
+	(*LeaseLsnResponse)(nil),         // 23: everpage.v1.LeaseLsnResponse
+	(*GetShardMapRequest)(nil),       // 24: everpage.v1.GetShardMapRequest
+	(*GetShardMapResponse)(nil),      // 25: everpage.v1.GetShardMapResponse
+	(*Node)(nil),                     // 26: everpage.v1.Node
+	(*ShardReplicas)(nil),            // 27: everpage.v1.ShardReplicas
+	(*Position)(nil),                 // 28: everpage.v1.Position
+	(*RelFork)(nil),                  // 29: everpage.v1.RelFork
+	(*Status)(nil),                   // 30: everpage.v1.Status
+	(*Target)(nil),                   // 31: everpage.v1.Target
 }
 var file_everpage_v1_page_proto_depIdxs = []int32{
-	27, // 0: everpage.v1.GetPagesRequest.at:type_name -> everpage.v1.Position
-	28, // 1: everpage.v1.GetPagesRequest.rel:type_name -> everpage.v1.RelFork
-	29, // 2: everpage.v1.GetPagesResponse.status:type_name -> everpage.v1.Status
-	28, // 3: everpage.v1.GetPagesResponse.rel:type_name -> everpage.v1.RelFork
-	24, // 4: everpage.v1.GetPagesResponse.map:type_name -> everpage.v1.GetShardMapResponse
-	27, // 5: everpage.v1.GetRelSizeRequest.at:type_name -> everpage.v1.Position
-	28, // 6: everpage.v1.GetRelSizeRequest.rel:type_name -> everpage.v1.RelFork
-	27, // 7: everpage.v1.ListRelationsRequest.at:type_name -> everpage.v1.Position
+	28, // 0: everpage.v1.GetPagesRequest.at:type_name -> everpage.v1.Position
+	29, // 1: everpage.v1.GetPagesRequest.rel:type_name -> everpage.v1.RelFork
+	30, // 2: everpage.v1.GetPagesResponse.status:type_name -> everpage.v1.Status
+	29, // 3: everpage.v1.GetPagesResponse.rel:type_name -> everpage.v1.RelFork
+	25, // 4: everpage.v1.GetPagesResponse.map:type_name -> everpage.v1.GetShardMapResponse
+	28, // 5: everpage.v1.GetRelSizeRequest.at:type_name -> everpage.v1.Position
+	29, // 6: everpage.v1.GetRelSizeRequest.rel:type_name -> everpage.v1.RelFork
+	28, // 7: everpage.v1.ListRelationsRequest.at:type_name -> everpage.v1.Position
 	6,  // 8: everpage.v1.ListRelationsResponse.relations:type_name -> everpage.v1.Relation
-	28, // 9: everpage.v1.Relation.rel:type_name -> everpage.v1.RelFork
-	27, // 10: everpage.v1.GetSlruSegmentRequest.at:type_name -> everpage.v1.Position
-	27, // 11: everpage.v1.ListSlruSegmentsRequest.at:type_name -> everpage.v1.Position
-	27, // 12: everpage.v1.GetPageHistoryRequest.at:type_name -> everpage.v1.Position
-	28, // 13: everpage.v1.GetPageHistoryRequest.rel:type_name -> everpage.v1.RelFork
-	13, // 14: everpage.v1.GetPageHistoryResponse.versions:type_name -> everpage.v1.PageVersion
-	27, // 15: everpage.v1.GetClusterStateRequest.at:type_name -> everpage.v1.Position
-	17, // 16: everpage.v1.GetClusterStateResponse.objects:type_name -> everpage.v1.MetaObject
-	16, // 17: everpage.v1.GetClusterStateResponse.damage:type_name -> everpage.v1.Damage
-	28, // 18: everpage.v1.Damage.rel:type_name -> everpage.v1.RelFork
-	30, // 19: everpage.v1.ResolveTargetRequest.target:type_name -> everpage.v1.Target
-	20, // 20: everpage.v1.ResolveTargetResponse.around:type_name -> everpage.v1.CommitEntry
-	25, // 21: everpage.v1.GetShardMapResponse.nodes:type_name -> everpage.v1.Node
-	26, // 22: everpage.v1.GetShardMapResponse.replicas:type_name -> everpage.v1.ShardReplicas
-	0,  // 23: everpage.v1.PageService.GetPages:input_type -> everpage.v1.GetPagesRequest
-	2,  // 24: everpage.v1.PageService.GetRelSize:input_type -> everpage.v1.GetRelSizeRequest
-	4,  // 25: everpage.v1.PageService.ListRelations:input_type -> everpage.v1.ListRelationsRequest
-	7,  // 26: everpage.v1.PageService.GetSlruSegment:input_type -> everpage.v1.GetSlruSegmentRequest
-	9,  // 27: everpage.v1.PageService.ListSlruSegments:input_type -> everpage.v1.ListSlruSegmentsRequest
-	11, // 28: everpage.v1.PageService.GetPageHistory:input_type -> everpage.v1.GetPageHistoryRequest
-	14, // 29: everpage.v1.PageService.GetClusterState:input_type -> everpage.v1.GetClusterStateRequest
-	18, // 30: everpage.v1.PageService.ResolveTarget:input_type -> everpage.v1.ResolveTargetRequest
-	21, // 31: everpage.v1.PageService.LeaseLsn:input_type -> everpage.v1.LeaseLsnRequest
-	23, // 32: everpage.v1.PageService.GetShardMap:input_type -> everpage.v1.GetShardMapRequest
-	1,  // 33: everpage.v1.PageService.GetPages:output_type -> everpage.v1.GetPagesResponse
-	3,  // 34: everpage.v1.PageService.GetRelSize:output_type -> everpage.v1.GetRelSizeResponse
-	5,  // 35: everpage.v1.PageService.ListRelations:output_type -> everpage.v1.ListRelationsResponse
-	8,  // 36: everpage.v1.PageService.GetSlruSegment:output_type -> everpage.v1.GetSlruSegmentResponse
-	10, // 37: everpage.v1.PageService.ListSlruSegments:output_type -> everpage.v1.ListSlruSegmentsResponse
-	12, // 38: everpage.v1.PageService.GetPageHistory:output_type -> everpage.v1.GetPageHistoryResponse
-	15, // 39: everpage.v1.PageService.GetClusterState:output_type -> everpage.v1.GetClusterStateResponse
-	19, // 40: everpage.v1.PageService.ResolveTarget:output_type -> everpage.v1.ResolveTargetResponse
-	22, // 41: everpage.v1.PageService.LeaseLsn:output_type -> everpage.v1.LeaseLsnResponse
-	24, // 42: everpage.v1.PageService.GetShardMap:output_type -> everpage.v1.GetShardMapResponse
-	33, // [33:43] is the sub-list for method output_type
-	23, // [23:33] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	29, // 9: everpage.v1.Relation.rel:type_name -> everpage.v1.RelFork
+	28, // 10: everpage.v1.GetSlruSegmentRequest.at:type_name -> everpage.v1.Position
+	28, // 11: everpage.v1.ListSlruSegmentsRequest.at:type_name -> everpage.v1.Position
+	11, // 12: everpage.v1.ListSlruSegmentsResponse.segments:type_name -> everpage.v1.SlruSegment
+	28, // 13: everpage.v1.GetPageHistoryRequest.at:type_name -> everpage.v1.Position
+	29, // 14: everpage.v1.GetPageHistoryRequest.rel:type_name -> everpage.v1.RelFork
+	14, // 15: everpage.v1.GetPageHistoryResponse.versions:type_name -> everpage.v1.PageVersion
+	28, // 16: everpage.v1.GetClusterStateRequest.at:type_name -> everpage.v1.Position
+	18, // 17: everpage.v1.GetClusterStateResponse.objects:type_name -> everpage.v1.MetaObject
+	17, // 18: everpage.v1.GetClusterStateResponse.damage:type_name -> everpage.v1.Damage
+	29, // 19: everpage.v1.Damage.rel:type_name -> everpage.v1.RelFork
+	31, // 20: everpage.v1.ResolveTargetRequest.target:type_name -> everpage.v1.Target
+	21, // 21: everpage.v1.ResolveTargetResponse.around:type_name -> everpage.v1.CommitEntry
+	26, // 22: everpage.v1.GetShardMapResponse.nodes:type_name -> everpage.v1.Node
+	27, // 23: everpage.v1.GetShardMapResponse.replicas:type_name -> everpage.v1.ShardReplicas
+	0,  // 24: everpage.v1.PageService.GetPages:input_type -> everpage.v1.GetPagesRequest
+	2,  // 25: everpage.v1.PageService.GetRelSize:input_type -> everpage.v1.GetRelSizeRequest
+	4,  // 26: everpage.v1.PageService.ListRelations:input_type -> everpage.v1.ListRelationsRequest
+	7,  // 27: everpage.v1.PageService.GetSlruSegment:input_type -> everpage.v1.GetSlruSegmentRequest
+	9,  // 28: everpage.v1.PageService.ListSlruSegments:input_type -> everpage.v1.ListSlruSegmentsRequest
+	12, // 29: everpage.v1.PageService.GetPageHistory:input_type -> everpage.v1.GetPageHistoryRequest
+	15, // 30: everpage.v1.PageService.GetClusterState:input_type -> everpage.v1.GetClusterStateRequest
+	19, // 31: everpage.v1.PageService.ResolveTarget:input_type -> everpage.v1.ResolveTargetRequest
+	22, // 32: everpage.v1.PageService.LeaseLsn:input_type -> everpage.v1.LeaseLsnRequest
+	24, // 33: everpage.v1.PageService.GetShardMap:input_type -> everpage.v1.GetShardMapRequest
+	1,  // 34: everpage.v1.PageService.GetPages:output_type -> everpage.v1.GetPagesResponse
+	3,  // 35: everpage.v1.PageService.GetRelSize:output_type -> everpage.v1.GetRelSizeResponse
+	5,  // 36: everpage.v1.PageService.ListRelations:output_type -> everpage.v1.ListRelationsResponse
+	8,  // 37: everpage.v1.PageService.GetSlruSegment:output_type -> everpage.v1.GetSlruSegmentResponse
+	10, // 38: everpage.v1.PageService.ListSlruSegments:output_type -> everpage.v1.ListSlruSegmentsResponse
+	13, // 39: everpage.v1.PageService.GetPageHistory:output_type -> everpage.v1.GetPageHistoryResponse
+	16, // 40: everpage.v1.PageService.GetClusterState:output_type -> everpage.v1.GetClusterStateResponse
+	20, // 41: everpage.v1.PageService.ResolveTarget:output_type -> everpage.v1.ResolveTargetResponse
+	23, // 42: everpage.v1.PageService.LeaseLsn:output_type -> everpage.v1.LeaseLsnResponse
+	25, // 43: everpage.v1.PageService.GetShardMap:output_type -> everpage.v1.GetShardMapResponse
+	34, // [34:44] is the sub-list for method output_type
+	24, // [24:34] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_page_proto_init() }
@@ -1967,7 +2024,7 @@ func file_everpage_v1_page_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_page_proto_rawDesc), len(file_everpage_v1_page_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
