@@ -77,7 +77,8 @@ func (a account) reach(dir string) error {
 		if err != nil {
 			return fmt.Errorf("reach %s: %w", dir, err)
 		}
-		if info.Mode().Perm()&0o001 != 0 {
+		owner, _ := info.Sys().(*syscall.Stat_t)
+		if info.Mode().Perm()&0o001 != 0 || owner != nil && owner.Uid == a.uid && info.Mode().Perm()&0o100 != 0 {
 			continue
 		}
 		if rel, err := filepath.Rel(temp, p); err != nil || rel == "." || !filepath.IsLocal(rel) {

@@ -46,13 +46,7 @@ func (s *Server) CopyCold(dst string) error {
 	if err := copyDataDir(s.data, dst); err != nil {
 		return err
 	}
-	if err := errors.Join(s.account.reach(dst), s.account.own(dst)); err != nil {
-		return err
-	}
-	if _, err := os.Stat(spacesOf(dst)); err == nil {
-		return s.account.own(spacesOf(dst))
-	}
-	return nil
+	return s.handOver(dst)
 }
 
 // spacesOf is where the tablespaces of a copied data directory lie.

@@ -54,7 +54,8 @@ type Server struct {
 	port    int
 	account account
 	proc    *process
-	temp    bool // dir is ours to remove
+	temp    bool       // dir is ours to remove
+	locks   []*os.File // held until Close
 }
 
 // Start makes a new database cluster with superuser postgres and starts its server. ctx bounds the start, not the
@@ -312,6 +313,10 @@ func (s *Server) Close() error {
 	if s.temp {
 		errs = append(errs, os.RemoveAll(s.dir))
 	}
+	for _, f := range s.locks {
+		errs = append(errs, f.Close())
+	}
+	s.locks = nil
 	return errors.Join(errs...)
 }
 

@@ -67,9 +67,28 @@ func (s *Server) Value(ctx context.Context, db, query string) (string, error) {
 	return rows[0][0], nil
 }
 
-// CurrentLSN returns up to where the WAL is: what a primary has flushed, what a standby has replayed.
+// CurrentLSN returns up to where the WAL is: on a primary a boundary between records, all of it flushed, for which a
+// transaction that does nothing is committed; on a standby what it has replayed.
 func (s *Server) CurrentLSN(ctx context.Context) (string, error) {
-	return s.Value(ctx, "postgres", "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end")
+	standby, err := s.Value(ctx, "postgres", "select pg_is_in_recovery()")
+	if err != nil {
+		return "", err
+	}
+	if standby == "t" {
+		return s.Value(ctx, "postgres", "select pg_last_wal_replay_lsn()")
+	}
+	// The position before the commit's own record; its flush takes all before it along.
+	rows, err := s.SQL(ctx, "postgres", "begin", "select pg_current_wal_insert_lsn()", "set local synchronous_commit = local",
+		"select pg_current_xact_id()", "commit")
+	if err != nil {
+		return "", err
+	}
+	return rows[0][0], nil
+}
+
+// FlushedLSN returns up to where a primary's WAL is on disk. It may lie inside a record.
+func (s *Server) FlushedLSN(ctx context.Context) (string, error) {
+	return s.Value(ctx, "postgres", "select pg_current_wal_flush_lsn()")
 }
 
 // Databases returns the names of the databases that accept connections, sorted.

@@ -22,7 +22,7 @@ type Files struct {
 	Base, WAL string
 	// Final is the data directory after the workload, cleanly stopped. Its pg_wal holds the last segments only.
 	Final string
-	// End is what the server had flushed before it was asked to stop.
+	// End lies between two records, the last of the workload and those of the server's stop.
 	End string
 }
 
