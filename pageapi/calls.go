@@ -121,10 +121,7 @@ func (c *Client) State(ctx context.Context, at Position) (*ClusterState, error) 
 	if err != nil {
 		return nil, fromGRPC(n.address, err)
 	}
-	st := &ClusterState{
-		LSN: pg.LSN(resp.Lsn), Major: pg.Major(resp.Major), SystemIdentifier: resp.SystemIdentifier, Timeline: resp.Timeline, WALSegmentSize: resp.WalSegmentSize,
-		BaseControlFile: resp.BaseControlFile, ControlState: resp.ControlState, TimelineHistory: resp.TimelineHistory,
-	}
+	st := &ClusterState{LSN: pg.LSN(resp.Lsn), ControlFile: resp.ControlFile, TimelineHistory: resp.TimelineHistory}
 	for _, d := range resp.Damage {
 		r := d.GetRel()
 		rel := pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: r.GetSpc(), DB: r.GetDb(), Rel: r.GetRel()}, Fork: pg.ForkNumber(r.GetFork())}

@@ -55,16 +55,11 @@ type Version struct {
 
 // ClusterState is all that a data directory needs beside pages.
 type ClusterState struct {
-	LSN              pg.LSN
-	Major            pg.Major
-	SystemIdentifier uint64
-	Timeline         pg.TimelineID
-	WALSegmentSize   uint32
-	BaseControlFile  []byte // pg_control as the import found it
-	ControlState     []byte // redo.ControlState, encoded
-	Objects          []MetaObject
-	Damage           []Damage // at most a few hundred, else the first
-	TimelineHistory  []byte
+	LSN             pg.LSN
+	ControlFile     []byte // pg_control as a server that was stopped at the LSN would have it, but for the checkpoint's own position
+	Objects         []MetaObject
+	Damage          []Damage // at most a few hundred, else the first
+	TimelineHistory []byte   // the .history file of the LSN's timeline, empty for 1
 }
 
 // Damage is a page that can't be read.

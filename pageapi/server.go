@@ -197,10 +197,7 @@ func (s *Server) GetClusterState(ctx context.Context, req *pb.GetClusterStateReq
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	resp := &pb.GetClusterStateResponse{
-		Lsn: uint64(st.LSN), Major: uint32(st.Major), SystemIdentifier: st.SystemIdentifier, Timeline: st.Timeline, WalSegmentSize: st.WALSegmentSize,
-		BaseControlFile: st.BaseControlFile, ControlState: st.ControlState, TimelineHistory: st.TimelineHistory,
-	}
+	resp := &pb.GetClusterStateResponse{Lsn: uint64(st.LSN), ControlFile: st.ControlFile, TimelineHistory: st.TimelineHistory}
 	for _, d := range st.Damage {
 		resp.Damage = append(resp.Damage, &pb.Damage{Rel: relToWire(d.Key.RelFork), Block: d.Key.Block, Since: uint64(d.Since), Reason: d.Reason})
 	}

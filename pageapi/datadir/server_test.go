@@ -1,8 +1,6 @@
 package datadir_test
 
 import (
-	"crypto/md5"
-	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"os"
@@ -180,13 +178,13 @@ func digests(t *testing.T, s *pgtest.Server) map[string]string {
 	}
 	all := map[string]string{}
 	for _, db := range dbs {
-		for _, r := range s.MustSQL(t, db, "select oid::regclass::text from pg_class where relkind in ('r', 'm', 'S') and relpersistence = 'p' order by oid") {
-			rows := s.MustSQL(t, db, fmt.Sprintf(`select row(t.*)::text from %s t order by row(t.*)::text collate "C"`, r[0]))
-			h := md5.New()
-			for _, row := range rows {
-				fmt.Fprintln(h, row[0])
-			}
-			all[db+" "+r[0]] = fmt.Sprint(len(rows), " ", hex.EncodeToString(h.Sum(nil)))
+		tables := s.MustSQL(t, db, "select oid::regclass::text from pg_class where relkind in ('r', 'm', 'S') and relpersistence = 'p' order by oid")
+		var sql []string
+		for _, r := range tables {
+			sql = append(sql, "select count(*), sum(hashtextextended(row(t.*)::text, 0)::numeric) from "+r[0]+" t")
+		}
+		for i, row := range s.MustSQL(t, db, sql...) {
+			all[db+" "+tables[i][0]] = row[0] + " " + row[1]
 		}
 	}
 	return all

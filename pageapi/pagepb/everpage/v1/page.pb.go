@@ -998,19 +998,14 @@ func (x *GetClusterStateRequest) GetTimeoutMs() uint32 {
 }
 
 type GetClusterStateResponse struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Lsn              uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
-	Major            uint32                 `protobuf:"varint,2,opt,name=major,proto3" json:"major,omitempty"`
-	SystemIdentifier uint64                 `protobuf:"varint,3,opt,name=system_identifier,json=systemIdentifier,proto3" json:"system_identifier,omitempty"`
-	Timeline         uint32                 `protobuf:"varint,4,opt,name=timeline,proto3" json:"timeline,omitempty"`
-	WalSegmentSize   uint32                 `protobuf:"varint,5,opt,name=wal_segment_size,json=walSegmentSize,proto3" json:"wal_segment_size,omitempty"`
-	BaseControlFile  []byte                 `protobuf:"bytes,6,opt,name=base_control_file,json=baseControlFile,proto3" json:"base_control_file,omitempty"` // pg_control as the import found it: what never changes is taken from there
-	ControlState     []byte                 `protobuf:"bytes,7,opt,name=control_state,json=controlState,proto3" json:"control_state,omitempty"`            // redo.ControlState, encoded
-	Objects          []*MetaObject          `protobuf:"bytes,8,rep,name=objects,proto3" json:"objects,omitempty"`
-	Damage           []*Damage              `protobuf:"bytes,9,rep,name=damage,proto3" json:"damage,omitempty"`                                           // what can't be served at this LSN; at most a few hundred, else the first
-	TimelineHistory  []byte                 `protobuf:"bytes,10,opt,name=timeline_history,json=timelineHistory,proto3" json:"timeline_history,omitempty"` // the .history file of timeline, empty for 1
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Lsn             uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
+	ControlFile     []byte                 `protobuf:"bytes,2,opt,name=control_file,json=controlFile,proto3" json:"control_file,omitempty"` // pg_control as a server that was stopped at the LSN would have it, but for the checkpoint's own position
+	Objects         []*MetaObject          `protobuf:"bytes,3,rep,name=objects,proto3" json:"objects,omitempty"`
+	Damage          []*Damage              `protobuf:"bytes,4,rep,name=damage,proto3" json:"damage,omitempty"`                                          // what can't be served at this LSN; at most a few hundred, else the first
+	TimelineHistory []byte                 `protobuf:"bytes,5,opt,name=timeline_history,json=timelineHistory,proto3" json:"timeline_history,omitempty"` // the .history file of the LSN's timeline, empty for 1
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetClusterStateResponse) Reset() {
@@ -1050,44 +1045,9 @@ func (x *GetClusterStateResponse) GetLsn() uint64 {
 	return 0
 }
 
-func (x *GetClusterStateResponse) GetMajor() uint32 {
+func (x *GetClusterStateResponse) GetControlFile() []byte {
 	if x != nil {
-		return x.Major
-	}
-	return 0
-}
-
-func (x *GetClusterStateResponse) GetSystemIdentifier() uint64 {
-	if x != nil {
-		return x.SystemIdentifier
-	}
-	return 0
-}
-
-func (x *GetClusterStateResponse) GetTimeline() uint32 {
-	if x != nil {
-		return x.Timeline
-	}
-	return 0
-}
-
-func (x *GetClusterStateResponse) GetWalSegmentSize() uint32 {
-	if x != nil {
-		return x.WalSegmentSize
-	}
-	return 0
-}
-
-func (x *GetClusterStateResponse) GetBaseControlFile() []byte {
-	if x != nil {
-		return x.BaseControlFile
-	}
-	return nil
-}
-
-func (x *GetClusterStateResponse) GetControlState() []byte {
-	if x != nil {
-		return x.ControlState
+		return x.ControlFile
 	}
 	return nil
 }
@@ -1842,19 +1802,13 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x16GetClusterStateRequest\x12%\n" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\x90\x03\n" +
+	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\xd9\x01\n" +
 	"\x17GetClusterStateResponse\x12\x10\n" +
-	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12\x14\n" +
-	"\x05major\x18\x02 \x01(\rR\x05major\x12+\n" +
-	"\x11system_identifier\x18\x03 \x01(\x04R\x10systemIdentifier\x12\x1a\n" +
-	"\btimeline\x18\x04 \x01(\rR\btimeline\x12(\n" +
-	"\x10wal_segment_size\x18\x05 \x01(\rR\x0ewalSegmentSize\x12*\n" +
-	"\x11base_control_file\x18\x06 \x01(\fR\x0fbaseControlFile\x12#\n" +
-	"\rcontrol_state\x18\a \x01(\fR\fcontrolState\x121\n" +
-	"\aobjects\x18\b \x03(\v2\x17.everpage.v1.MetaObjectR\aobjects\x12+\n" +
-	"\x06damage\x18\t \x03(\v2\x13.everpage.v1.DamageR\x06damage\x12)\n" +
-	"\x10timeline_history\x18\n" +
-	" \x01(\fR\x0ftimelineHistory\"t\n" +
+	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12!\n" +
+	"\fcontrol_file\x18\x02 \x01(\fR\vcontrolFile\x121\n" +
+	"\aobjects\x18\x03 \x03(\v2\x17.everpage.v1.MetaObjectR\aobjects\x12+\n" +
+	"\x06damage\x18\x04 \x03(\v2\x13.everpage.v1.DamageR\x06damage\x12)\n" +
+	"\x10timeline_history\x18\x05 \x01(\fR\x0ftimelineHistory\"t\n" +
 	"\x06Damage\x12&\n" +
 	"\x03rel\x18\x01 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x14\n" +
 	"\x05block\x18\x02 \x01(\rR\x05block\x12\x14\n" +
