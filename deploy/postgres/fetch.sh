@@ -90,17 +90,18 @@ apt_install() {
 }
 
 fetch_debian() {
+	local drop_in=/etc/postgresql-common/createcluster.d/everpage.conf
+	local main_conf=/etc/postgresql-common/createcluster.conf
 	if [ -n "$(debian_missing)" ]; then
 		if [ "$(id -u)" != 0 ]; then
 			fail "PostgreSQL 15 is incomplete ($(debian_missing | head -1) is missing): run as root:" \
-				"echo \"create_main_cluster = false\" > /etc/postgresql-common/createcluster.d/everpage.conf &&" \
+				"mkdir -p ${drop_in%/*} && echo create_main_cluster = false > $drop_in &&" \
 				"apt-get install postgresql-15 postgresql-client-15"
 		fi
+		cache=$(cache_dir)
 		lock 15
 		# Only while we install: whoever installs PostgreSQL for himself later gets his cluster as always.
-		local drop_in=/etc/postgresql-common/createcluster.d/everpage.conf
-		local main_conf=/etc/postgresql-common/createcluster.conf
-		trap 'rm -f "$drop_in"; rmdir -p --ignore-fail-on-non-empty /etc/postgresql-common/createcluster.d 2>/dev/null || true' EXIT
+		trap 'rm -f "$drop_in"' EXIT
 		mkdir -p "${drop_in%/*}"
 		echo "create_main_cluster = false" >"$drop_in"
 		[ -e "$main_conf" ] || apt_install postgresql-common
@@ -185,10 +186,7 @@ fetch_npm() {
 [ $# = 1 ] || fail "usage: fetch.sh 14|15|16|17|18 or fetch.sh --cache-dir"
 case $1 in
 --cache-dir) cache_dir ;;
-15)
-	cache=$(cache_dir)
-	fetch_debian
-	;;
+15) fetch_debian ;;
 14 | 16 | 17 | 18)
 	cache=$(cache_dir)
 	fetch_npm "$1"
