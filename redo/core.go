@@ -104,6 +104,7 @@ func touchBlock(rec *wal.Record, blk *wal.Block, m *manager, ch *Changes) error 
 		if blk.WillInit {
 			c.Kind = KindInit
 		}
+		c.Zeroed = startsFromZeros(d)
 		return nil
 	}
 	c.Kind = KindImage

@@ -75,6 +75,8 @@ type PageChange struct {
 	// Optional: a missing page (beyond its fork's size, or all zero) makes the change a no-op instead of an invalid-page reference:
 	// visibility map and FSM changes without a reference.
 	Optional bool
+	// Zeroed: a missing page is made of zeros and the fork grows to hold it (RBM_ZERO_ON_ERROR): the map's page of Heap2/VISIBLE.
+	Zeroed bool
 }
 
 // SizeOp is what a record does to a relation fork as a whole.
