@@ -87,10 +87,10 @@ type pageFile struct {
 	at        pg.LSN
 	relation  bool // pages have a header
 	checksums bool
-	patches   []patch // sorted by block
+	patches   []patch
 }
 
-// patch overwrites one byte's bits of a page.
+// patch sets one byte of a page.
 type patch struct {
 	block  pg.BlockNumber
 	offset int
