@@ -24,8 +24,9 @@ import (
 //go:embed workload.go concurrent.go corpus.go sql
 var sources embed.FS
 
-// keepUnused is how long a cached corpus that nobody asks for stays.
-const keepUnused = 3 * 24 * time.Hour
+// keepUnused is how long a cached corpus that nobody asks for stays: one takes 700 MB, and every change of the scripts
+// makes new ones.
+const keepUnused = 12 * time.Hour
 
 // Cached returns the corpus that Make would make, from the cache directory if one with the same major, settings, options
 // and scripts is there. Concurrent calls, also of other processes, make it once. It must not be changed.
@@ -85,21 +86,27 @@ func cacheKey(major int, settings map[string]string, which Which, o Options, ini
 	return hex.EncodeToString(h.Sum(nil)[:8]), err
 }
 
-// prune removes corpora that nobody asked for in a long time.
+// prune removes corpora that nobody asked for in a long time, and what is left of unfinished ones.
 func prune(root string) error {
-	found, err := filepath.Glob(filepath.Join(root, "*", manifest))
+	entries, err := os.ReadDir(root)
 	if err != nil {
 		return err
 	}
-	for _, path := range found {
-		info, err := os.Stat(path)
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		dir := filepath.Join(root, e.Name())
+		info, err := os.Stat(filepath.Join(dir, manifest))
+		if errors.Is(err, fs.ErrNotExist) {
+			info, err = os.Stat(dir)
+		}
 		if errors.Is(err, fs.ErrNotExist) || err == nil && time.Since(info.ModTime()) < keepUnused {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		dir := filepath.Dir(path)
 		if err := errors.Join(os.RemoveAll(dir), os.RemoveAll(dir+".lock")); err != nil {
 			return err
 		}
