@@ -357,7 +357,7 @@ func (r *Reader) finish(start, end pg.LSN, tli pg.TimelineID, raw []byte) (*Reco
 	}
 	if isXLOG && rec.Op() == opSwitch {
 		rec.End = r.opts.SegmentSize.Floor(end-1) + pg.LSN(r.opts.SegmentSize)
-		if err := r.awaitSwitch(end, rec.End); err != nil {
+		if err := r.awaitSwitch(end, rec.End); err != nil { // its zeros are part of it
 			return nil, err
 		}
 	}
@@ -385,9 +385,9 @@ func checkOverwrite(rec *Record, aborted pg.LSN) error {
 	return nil
 }
 
-// awaitSwitch makes sure that a growing Source has the segment to its end, where a switch record ends.
+// awaitSwitch makes sure that the Source has the segment to its end, where a switch record ends.
 func (r *Reader) awaitSwitch(end, segmentEnd pg.LSN) error {
-	if !r.opts.Growing || end == segmentEnd {
+	if end == segmentEnd {
 		return nil
 	}
 	var last [1]byte
