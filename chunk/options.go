@@ -3,6 +3,7 @@ package chunk
 import (
 	"log/slog"
 
+	"github.com/cockroachdb/pebble/v2/sstable/block"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"everpage/wal/pg"
@@ -19,11 +20,17 @@ type Options struct {
 	RunBytes       int64  // size at which a run in memory is frozen and becomes a table; 24 MiB. Up to 3 runs exist at a time
 	PageCacheBytes int64  // of pages made from deltas, kept for the next read; 16 MiB, negative for none
 	DepthBytes     int64  // of the table that knows how many deltas lie over a page's last image; 16 MiB
+	ReserveBytes   int64  // of disk space kept back for the database's own needs when the disk is full; 32 MiB, negative for none
 	SegmentBlocks  uint32 // blocks in one chunk of a relation fork; pg.SegmentBlocks. A store keeps the number that it was made with
 	MaxChain       int    // deltas over an image before another image is added; 64
 	MaxChainBytes  int    // bytes of deltas over an image before another image is added; 16 KiB
 	// Checksum computes pd_checksum for the pages of branches whose Progress says DataChecksums (pg.Checksum). nil: a read of such a branch fails.
 	Checksum func(page pg.Page, block pg.BlockNumber) uint16
+	// Fatal is called where the database can't go on, as when its manifest can't be written; it must end the process. What was committed is
+	// fed again after the next Open. nil: panic.
+	Fatal func(msg string)
+
+	testCompression *block.CompressionProfile
 }
 
 // Redoer changes page, which holds the version before, into the version that delta makes, and sets its LSN.

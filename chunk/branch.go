@@ -1,0 +1,270 @@
+package chunk
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"everpage/wal/pg"
+)
+
+// branchState is one branch in memory.
+type branchState struct {
+	num      uint32
+	id       uint64                   // differs from that of a dropped branch of the same number
+	progress atomic.Pointer[Progress] // nil: nothing was ever committed
+
+	mu    sync.RWMutex
+	sizes map[pg.RelFork]sizeEntry // newest size of forks that were written to lately; only the writer changes it
+
+	// Under Store.mu:
+	durable *Progress
+	high    pg.LSN // the highest LSN ever stored, durable or not, committed or not
+	run     *run   // the run that took the last version
+	runLSN  pg.LSN // that version's LSN
+	before  pg.LSN // high when run got its first version of this branch
+	writing bool
+	dropped bool
+	dirty   bool // progress moved since a run was frozen
+	waiting []waiter
+}
+
+type waiter struct {
+	lsn  pg.LSN
+	done chan struct{}
+}
+
+type branchProgress struct {
+	b    *branchState
+	p    *Progress
+	high pg.LSN
+}
+
+// storedProgress is Progress as a table holds it.
+type storedProgress struct {
+	Progress
+	High pg.LSN
+}
+
+func (b *branchState) current() *Progress { return b.progress.Load() }
+
+// branch finds a branch, or makes one that nothing was committed to.
+func (s *Store) branch(num uint32) *branchState {
+	if b, ok := s.branches.Load(num); ok {
+		return b.(*branchState)
+	}
+	b, _ := s.branches.LoadOrStore(num, &branchState{num: num, id: s.ids.Add(1)<<32 | uint64(num), sizes: map[pg.RelFork]sizeEntry{}})
+	return b.(*branchState)
+}
+
+// Branches lists the branches that have progress, in number order.
+func (s *Store) Branches() []uint32 {
+	var out []uint32
+	s.branches.Range(func(k, v any) bool {
+		if v.(*branchState).current() != nil {
+			out = append(out, k.(uint32))
+		}
+		return true
+	})
+	slices.Sort(out)
+	return out
+}
+
+// Progress is what the last Commit of the branch said; after Open, what the last table says. ok is false if nothing was ever committed.
+func (s *Store) Progress(branch uint32) (p Progress, ok bool) {
+	if b, ok := s.branches.Load(branch); ok {
+		if p := b.(*branchState).current(); p != nil {
+			return *p, true
+		}
+	}
+	return Progress{}, false
+}
+
+// Durable is the Progress that a crash now would leave.
+func (s *Store) Durable(branch uint32) (p Progress, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b, ok := s.branches.Load(branch); ok && b.(*branchState).durable != nil {
+		return *b.(*branchState).durable, true
+	}
+	return Progress{}, false
+}
+
+// Wait returns once Progress.Readable of the branch has reached lsn, or with ctx's error, or ErrClosed. The branch may be unknown as yet.
+func (s *Store) Wait(ctx context.Context, branch uint32, lsn pg.LSN) error {
+	b := s.branch(branch)
+	if p := b.current(); p != nil && p.Readable >= lsn {
+		return nil
+	}
+	w := waiter{lsn: lsn, done: make(chan struct{})}
+	s.mu.Lock()
+	if p := b.current(); p != nil && p.Readable >= lsn {
+		s.mu.Unlock()
+		return nil
+	}
+	if s.closing || b.dropped {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	b.waiting = append(b.waiting, w)
+	s.mu.Unlock()
+	select {
+	case <-w.done:
+		if p := b.current(); p != nil && p.Readable >= lsn {
+			return nil
+		}
+		return ErrClosed
+	case <-ctx.Done():
+		s.mu.Lock()
+		b.waiting = slices.DeleteFunc(b.waiting, func(x waiter) bool { return x.done == w.done })
+		s.mu.Unlock()
+		at := pg.LSN(0)
+		if p := b.current(); p != nil {
+			at = p.Readable
+		}
+		return fmt.Errorf("wait for %s on branch %d, which has reached %s: %w", lsn, branch, at, ctx.Err())
+	}
+}
+
+// wake lets those go on who wait for an LSN that has come, or all. Under s.mu.
+func (b *branchState) wake(all bool) {
+	if len(b.waiting) == 0 {
+		return
+	}
+	var reached pg.LSN
+	if p := b.current(); p != nil {
+		reached = p.Readable
+	}
+	b.waiting = slices.DeleteFunc(b.waiting, func(w waiter) bool {
+		if all || w.lsn <= reached {
+			close(w.done)
+			return true
+		}
+		return false
+	})
+}
+
+// commit moves a branch's progress.
+func (s *Store) commit(b *branchState, p Progress) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return ErrClosed
+	}
+	if o := b.current(); o != nil {
+		p.Start = max(p.Start, o.Start)
+		p.Readable = max(p.Readable, o.Readable)
+		p.Resume = max(p.Resume, o.Resume)
+		if o.Consistent != 0 {
+			p.Consistent = o.Consistent
+		}
+		if o.Unproven != 0 {
+			p.Unproven, p.UnprovenReason = o.Unproven, o.UnprovenReason
+		}
+	}
+	p.Note = slices.Clone(p.Note)
+	b.progress.Store(&p)
+	b.dirty = true
+	b.wake(false)
+	if s.active.size.Load() >= s.opt.RunBytes {
+		return s.freeze()
+	}
+	return nil
+}
+
+func (p *branchProgress) encode() ([]byte, error) {
+	v, err := json.Marshal(storedProgress{*p.p, p.high})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]byte, valueHead, len(v)+valueOver)
+	out[0] = 1
+	out = append(append(out, v...), 0, 0, 0, 0)
+	key := progressPrefix(p.b.num)
+	seal(key.appendKey(nil, 0), out)
+	return out, nil
+}
+
+// loadBranches reads the progress of all branches.
+func (s *Store) loadBranches() error {
+	r, err := s.reader()
+	if err != nil {
+		return err
+	}
+	defer r.release()
+	lo := makePrefix(classProgress, 0, 0, 0, 0, 0, 0)
+	hi := makePrefix(classEnd, 0, 0, 0, 0, 0, 0)
+	return r.each(lo, hi, ^pg.LSN(0), func(p *prefix, v version) error {
+		var sp storedProgress
+		if err := json.Unmarshal(body(v.value), &sp); err != nil {
+			return r.corrupt(p, v.lsn, err)
+		}
+		b := s.branch(p.branch())
+		b.progress.Store(&sp.Progress)
+		b.durable = &sp.Progress
+		b.high = sp.High
+		return nil
+	})
+}
+
+// DropBranch forgets a branch with all that it holds, durably. It must have no writer. Reads that are under way may fail.
+func (s *Store) DropBranch(branch uint32) error {
+	b := s.branch(branch)
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	if b.writing || b.dropped {
+		s.mu.Unlock()
+		return fmt.Errorf("drop of branch %d: it %w", branch, ErrBusy)
+	}
+	b.dropped = true // no writer, no reader from here on
+	old := b.progress.Swap(nil)
+	b.dirty = false
+	b.wake(true)
+	s.mu.Unlock()
+
+	err := s.dropBranch(branch)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		b.dropped = false
+		b.progress.Store(old)
+		return fmt.Errorf("drop of branch %d: %w", branch, err)
+	}
+	s.branches.Delete(branch)
+	return nil
+}
+
+func (s *Store) dropBranch(branch uint32) error {
+	// What is in memory goes to tables first, so that the deletion covers it.
+	if err := s.flush(true); err != nil {
+		return err
+	}
+	batch := s.db.NewBatch()
+	for class := uint8(classPage); class < classEnd; class++ {
+		lo, hi := makePrefix(class, branch, 0, 0, 0, 0, 0), makePrefix(class, branch+1, 0, 0, 0, 0, 0)
+		if branch == ^uint32(0) {
+			hi = makePrefix(class+1, 0, 0, 0, 0, 0, 0)
+		}
+		if err := batch.DeleteRange(lo[:], hi[:], nil); err != nil {
+			return err
+		}
+	}
+	if err := batch.Commit(nil); err != nil {
+		return err
+	}
+	if err := s.db.Flush(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.gen++ // iterators made before still see what was deleted
+	s.publish()
+	s.mu.Unlock()
+	s.dropIdle(false)
+	return nil
+}

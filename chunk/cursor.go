@@ -1,0 +1,289 @@
+package chunk
+
+import (
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"everpage/wal/pg"
+)
+
+// state is what readers see: runs, newest first, over the tables. A run leaves it only after its table is in the database, and a reader takes the
+// state before it opens its iterator, so it never misses a version; it may meet one twice.
+type state struct {
+	runs []*run
+	gen  uint64 // grows when a run has left
+}
+
+// reader is one read's means. It is pooled: nothing of it may be kept after release.
+type reader struct {
+	s     *Store
+	st    *state
+	it    *pebble.Iterator
+	gen   uint64 // it sees all that had left the runs at this generation
+	cur   cursor
+	key   [keyLen]byte
+	stack []layer
+	bytes []byte // copies of what iterators lend
+}
+
+// iterators keeps idle Pebble iterators: making one costs more than a seek. Each pins the tables that it was made over, so those that are out of
+// date are closed when a run or a compaction ends.
+type iterators struct {
+	mu     sync.Mutex
+	idle   []*reader
+	stale  uint64 // readers below this generation are closed on return
+	closed bool
+}
+
+const maxIdle = 16
+
+func (s *Store) reader() (*reader, error) {
+	st := s.state.Load()
+	s.iters.mu.Lock()
+	if s.iters.closed {
+		s.iters.mu.Unlock()
+		return nil, ErrClosed
+	}
+	s.readers.Add(1)
+	var r *reader
+	for n := len(s.iters.idle); n > 0; n = len(s.iters.idle) {
+		r = s.iters.idle[n-1]
+		s.iters.idle = s.iters.idle[:n-1]
+		if r.gen >= st.gen {
+			break
+		}
+		r.it.Close()
+		r = nil
+	}
+	s.iters.mu.Unlock()
+	if r == nil {
+		r = &reader{s: s, gen: st.gen}
+		it, err := s.db.NewIter(nil)
+		if err != nil {
+			s.readers.Done()
+			return nil, err
+		}
+		r.it = it
+	}
+	r.st = st
+	return r, nil
+}
+
+// release ends the read. A reader whose iterator failed is not kept.
+func (r *reader) release() {
+	s := r.s
+	r.st = nil
+	r.cur = cursor{}
+	r.bytes = r.bytes[:0]
+	if cap(r.bytes) > 1<<20 {
+		r.bytes = nil
+	}
+	clear(r.stack)
+	r.stack = r.stack[:0]
+	if cap(r.stack) > 1<<14 {
+		r.stack = nil
+	}
+	keep := r.it.Error() == nil
+	if keep {
+		s.iters.mu.Lock()
+		keep = !s.iters.closed && r.gen >= s.iters.stale && len(s.iters.idle) < maxIdle
+		if keep {
+			s.iters.idle = append(s.iters.idle, r)
+		}
+		s.iters.mu.Unlock()
+	}
+	if !keep {
+		r.it.Close()
+	}
+	s.readers.Done()
+}
+
+// dropIdle closes the idle iterators, so that the tables that they pin can go.
+func (s *Store) dropIdle(closed bool) {
+	s.iters.mu.Lock()
+	idle := s.iters.idle
+	s.iters.idle = nil
+	s.iters.stale = s.state.Load().gen
+	s.iters.closed = s.iters.closed || closed
+	s.iters.mu.Unlock()
+	for _, r := range idle {
+		r.it.Close()
+	}
+}
+
+// cursor walks the versions of one object from newest to oldest, each LSN once, through runs and tables. A reader has one: seeking again ends
+// the walk before.
+type cursor struct {
+	prefix prefix
+	pos    [maxRuns]uint32
+	merge  bool   // tables may hold versions newer than those in the runs
+	table  int8   // the iterator: 0 not yet positioned, 1 on a version, 2 at the end, 3 to be moved on
+	from   pg.LSN // where the iterator is to be positioned
+	last   pg.LSN // of the last version told; versions at or beyond it are repetitions
+	any    bool
+	tlsn   pg.LSN // of the version that the iterator is on
+}
+
+// seek starts a walk at the object's newest version at or below lsn.
+func (r *reader) seek(p *prefix, lsn pg.LSN) {
+	c := &r.cur
+	c.prefix, c.from, c.table, c.any, c.merge = *p, lsn, 0, false, false
+	if len(r.st.runs) == 0 {
+		return
+	}
+	h := p.hash()
+	for i, run := range r.st.runs {
+		c.pos[i] = run.seek(p, h, lsn)
+	}
+	for _, run := range r.st.runs {
+		if run.overlapping.Load() {
+			c.merge = true
+		}
+	}
+}
+
+// version is one version of an object. value is the sealed value; it is valid until the walk goes on or the reader seeks.
+type version struct {
+	lsn   pg.LSN
+	value []byte
+	lent  bool // value belongs to the iterator: it changes when the walk goes on
+}
+
+// next tells the next older version, its checksum verified; ok is false at the end.
+func (r *reader) next() (v version, ok bool, err error) {
+	c := &r.cur
+	best := -1
+	for i, run := range r.st.runs {
+		for c.pos[i] != 0 && c.any && run.entry(c.pos[i]).lsn >= c.last {
+			c.pos[i] = run.entry(c.pos[i]).older
+		}
+		if c.pos[i] == 0 {
+			continue
+		}
+		if l := run.entry(c.pos[i]).lsn; best < 0 || l > v.lsn {
+			best, v.lsn = i, l
+		}
+		if !c.merge {
+			break
+		}
+	}
+	if best < 0 || c.merge {
+		if err := r.tableVersion(); err != nil {
+			return v, false, err
+		}
+		if c.table == 1 && (best < 0 || c.tlsn > v.lsn) {
+			best = maxRuns
+			v.lsn = c.tlsn
+		}
+	}
+	switch {
+	case best < 0:
+		return v, false, nil
+	case best == maxRuns:
+		if v.value, err = r.it.ValueAndErr(); err != nil {
+			return v, false, r.corrupt(&c.prefix, v.lsn, err)
+		}
+		v.lent = true
+		c.table = 3
+	default:
+		run := r.st.runs[best]
+		v.value = run.value(run.entry(c.pos[best]).value)
+	}
+	c.last, c.any = v.lsn, true
+	if !sealed(c.prefix.appendKey(r.key[:0], v.lsn), v.value) {
+		return v, false, r.corrupt(&c.prefix, v.lsn, errChecksum)
+	}
+	return v, true, nil
+}
+
+// tableVersion puts the iterator on its next version that was not told yet.
+func (r *reader) tableVersion() error {
+	c := &r.cur
+	var valid bool
+	switch c.table {
+	case 0:
+		valid = r.it.SeekPrefixGE(c.prefix.appendKey(r.key[:0], c.from))
+	case 1:
+		if !c.any || c.tlsn < c.last {
+			return nil
+		}
+		valid = r.it.Next()
+	case 2:
+		return nil
+	case 3:
+		valid = r.it.Next()
+	}
+	for valid {
+		p, lsn, ok := splitKey(r.it.Key())
+		if !ok || p != c.prefix {
+			return r.corrupt(&c.prefix, c.from, errShape)
+		}
+		c.tlsn = lsn
+		if !c.any || lsn < c.last {
+			c.table = 1
+			return nil
+		}
+		valid = r.it.Next()
+	}
+	c.table = 2
+	if err := r.it.Error(); err != nil {
+		return r.corrupt(&c.prefix, c.from, err)
+	}
+	return nil
+}
+
+// corrupt wraps an error of the database as it concerns an object. What it can't read is as bad as what fails its checksum.
+func (r *reader) corrupt(p *prefix, lsn pg.LSN, err error) error {
+	return &CorruptError{Branch: p.branch(), Key: p.String(), LSN: lsn, Err: err}
+}
+
+// newest is the newest version at or below lsn.
+func (r *reader) newest(p *prefix, lsn pg.LSN) (version, bool, error) {
+	r.seek(p, lsn)
+	return r.next()
+}
+
+// each calls fn with the newest version at or below lsn of every small object with lo <= prefix < hi, in order. fn must not use the reader.
+func (r *reader) each(lo, hi prefix, lsn pg.LSN, fn func(p *prefix, v version) error) error {
+	heads := make([][]*node, len(r.st.runs))
+	for i, run := range r.st.runs {
+		heads[i] = run.small.within(&lo, &hi)
+	}
+	for at := lo; ; {
+		// The least prefix at or beyond at, from the runs and from the tables.
+		found, best := false, hi
+		for i := range heads {
+			for len(heads[i]) > 0 && heads[i][0].prefix.compare(&at) < 0 {
+				heads[i] = heads[i][1:]
+			}
+			if len(heads[i]) > 0 && heads[i][0].prefix.compare(&best) < 0 {
+				found, best = true, heads[i][0].prefix
+			}
+		}
+		if r.it.SeekGE(at[:]) {
+			p, _, ok := splitKey(r.it.Key())
+			if !ok {
+				return r.corrupt(&at, 0, errShape)
+			}
+			if p.compare(&best) < 0 {
+				found, best = true, p
+			}
+		} else if err := r.it.Error(); err != nil {
+			return r.corrupt(&at, 0, err)
+		}
+		if !found {
+			return nil
+		}
+		v, ok, err := r.newest(&best, lsn)
+		if err != nil {
+			return err
+		}
+		if ok {
+			if err := fn(&best, v); err != nil {
+				return err
+			}
+		}
+		at = best.next()
+	}
+}

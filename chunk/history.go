@@ -1,0 +1,116 @@
+package chunk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"everpage/wal/pg"
+)
+
+// Version is one entry of a page's history.
+type Version struct {
+	LSN    pg.LSN
+	Kind   VersionKind
+	Origin Origin // the record that made it
+	Bytes  int    // of content, as stored before compression
+	Reason string // of damage
+}
+
+// VersionKind tells what a version is.
+type VersionKind uint8
+
+// The kinds of version. The numbers are part of the store's format.
+const (
+	KindImage    VersionKind = 1 // the whole page
+	KindDelta    VersionKind = 2 // needs the version before
+	KindInit     VersionKind = 3 // a delta that starts from zeros
+	KindOptional VersionKind = 4 // a delta that is a no-op on a missing page
+	KindZeroed   VersionKind = 5 // a delta that makes a missing page of zeros
+	KindDamaged  VersionKind = 6 // content unknown
+	KindMissing  VersionKind = 7 // an invalid-page reference: a delta for a page that was not there
+)
+
+// String names the kind as a page's history prints it.
+func (k VersionKind) String() string {
+	switch k {
+	case KindImage:
+		return "image"
+	case KindDelta, KindOptional, KindZeroed:
+		return "delta"
+	case KindInit:
+		return "init"
+	case KindDamaged:
+		return "damaged"
+	case KindMissing:
+		return "missing"
+	}
+	return fmt.Sprintf("kind%d", uint8(k))
+}
+
+// History calls fn for each version of a page that the store holds, newest first, also for those that a truncation cut off (see Sizes) and those that
+// the base import brought. Versions of a copied database's pages are those of the copy only.
+func (s *Store) History(ctx context.Context, branch uint32, key pg.PageKey, fn func(v Version) error) error {
+	hi, err := s.readable(branch)
+	if err != nil {
+		return err
+	}
+	r, err := s.reader()
+	if err != nil {
+		return err
+	}
+	defer r.release()
+	p := pagePrefix(branch, key)
+	r.seek(&p, hi)
+	for {
+		v, ok, err := r.next()
+		if err != nil || !ok {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		h := Version{LSN: v.lsn, Kind: VersionKind(v.value[0]), Origin: originOf(v.value), Bytes: len(body(v.value))}
+		if h.Kind == KindDamaged || h.Kind == KindMissing {
+			h.Reason = damaged(branch, key, v).Reason
+		}
+		if err := fn(h); err != nil {
+			return err
+		}
+	}
+}
+
+// DamagedPages calls fn for each page that can't be read at an LSN because of a record that can't be replayed or a reference to a missing page,
+// in key order. Damage that only shows when deltas are applied is not told.
+func (s *Store) DamagedPages(ctx context.Context, branch uint32, at pg.LSN, fn func(e *DamagedError) error) error {
+	b, _, err := s.open(branch, at)
+	if err != nil {
+		return err
+	}
+	r, err := s.reader()
+	if err != nil {
+		return err
+	}
+	defer r.release()
+	pages, err := s.reader() // each lends its reader's iterator
+	if err != nil {
+		return err
+	}
+	defer pages.release()
+	buf := make(pg.Page, pg.BlockSize)
+	lo, hi := makePrefix(classDamage, branch, 0, 0, 0, 0, 0), makePrefix(classDamage, branch+1, 0, 0, 0, 0, 0)
+	return r.each(lo, hi, at, func(p *prefix, v version) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := pages.page(b, p.pageKey(), at, buf)
+		var damage *DamagedError
+		if errors.As(err, &damage) {
+			return fn(damage)
+		}
+		if errors.Is(err, ErrNotFound) {
+			return nil // cut off since
+		}
+		return err
+	})
+}

@@ -1,0 +1,171 @@
+package chunk
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+
+	"everpage/wal/pg"
+)
+
+// Chains are bounded: where more than MaxChain deltas or MaxChainBytes lie over a page's last image, the table that is being written bears an image
+// in place of the delta at that LSN, made by the same read that would have made it later. So no read applies more than that many deltas,
+// those of the runs in memory apart.
+
+// bound finds out which of the deltas in t.chain are to be images, and makes these.
+func (t *tableWriter) bound(p *prefix) error {
+	t.swaps, t.image = t.swaps[:0], t.image[:0]
+	opt := &t.s.opt
+	last := len(t.chain) - 1
+	var d depth
+	oldest := t.run.entry(t.chain[last])
+	if !starts(t.run.value(oldest.value)) {
+		var ok bool
+		if d, ok = t.s.depths.get(p); !ok {
+			var err error
+			if d, err = t.below(p, oldest.lsn-1); err != nil {
+				return err
+			}
+		}
+	}
+	for i := last; i >= 0; i-- {
+		e := t.run.entry(t.chain[i])
+		v := t.run.value(e.value)
+		if starts(v) {
+			d = depth{}
+			if VersionKind(v[0]) != KindInit {
+				continue
+			}
+		}
+		d.deltas++
+		d.bytes += uint32(len(v))
+		if int(d.deltas) <= opt.MaxChain && int(d.bytes) <= opt.MaxChainBytes {
+			continue
+		}
+		if VersionKind(v[0]) == KindInit {
+			continue // one long delta alone
+		}
+		ok, err := t.materialise(p, e.lsn, v, i)
+		if err != nil {
+			return err
+		}
+		if ok {
+			d = depth{}
+		}
+	}
+	t.s.depths.put(p, d)
+	return nil
+}
+
+// starts tells whether a walk down the versions of a page ends at v.
+func starts(v []byte) bool {
+	switch VersionKind(v[0]) {
+	case KindImage, KindInit, KindDamaged, KindMissing:
+		return true
+	}
+	return false
+}
+
+// below counts what lies over the last image at or below lsn.
+func (t *tableWriter) below(p *prefix, lsn pg.LSN) (d depth, err error) {
+	r, err := t.s.reader()
+	if err != nil {
+		return d, err
+	}
+	defer r.release()
+	r.seek(p, lsn)
+	for {
+		v, ok, err := r.next()
+		if err != nil {
+			return d, unlessCorrupt(err)
+		}
+		if !ok || VersionKind(v.value[0]) != KindInit && starts(v.value) {
+			return d, nil
+		}
+		d.deltas++
+		d.bytes += uint32(len(v.value))
+		if starts(v.value) {
+			return d, nil
+		}
+	}
+}
+
+// materialise makes the image of one version. ok is false where the page can't be made: then reads will say why.
+func (t *tableWriter) materialise(p *prefix, lsn pg.LSN, v []byte, i int) (ok bool, err error) {
+	if t.buf == nil {
+		t.buf = make(pg.Page, pg.BlockSize)
+	}
+	r, err := t.s.reader()
+	if err != nil {
+		return false, err
+	}
+	b := t.s.branch(p.branch())
+	err = r.page(b, p.pageKey(), lsn, t.buf)
+	r.release()
+	if err != nil {
+		var damage *DamagedError
+		if errors.As(err, &damage) || errors.Is(err, ErrNotFound) {
+			return false, nil
+		}
+		return false, unlessCorrupt(err)
+	}
+	t.s.cache.put(b.id, p.pageKey(), lsn, t.buf)
+	off, n := imageHole(t.buf)
+	start := len(t.image)
+	t.image = append(t.image, make([]byte, valueOver+imageHead+pg.BlockSize-n)...)
+	img := t.image[start:]
+	img[0], img[1], img[2] = byte(KindImage), v[1], v[2]
+	putImage(img[valueHead:], t.buf, off, n)
+	seal(p.appendKey(t.key[:0], lsn), img)
+	t.swaps = append(t.swaps, swap{i: i, off: start, end: len(t.image)})
+	t.s.images.Add(1)
+	return true, nil
+}
+
+// unlessCorrupt leaves out what reads will report: a corrupt version below must not keep new ones from being stored.
+func unlessCorrupt(err error) error {
+	var corrupt *CorruptError
+	if errors.As(err, &corrupt) {
+		return nil
+	}
+	return err
+}
+
+// depth is how much lies over a page's last image.
+type depth struct {
+	deltas uint32
+	bytes  uint32
+}
+
+// depthTable remembers depths of pages. It has a fixed size: a page pushes another one out, and one not found is looked up. Only the flusher uses it.
+type depthTable struct{ slots []depthSlot }
+
+type depthSlot struct {
+	tag    uint32 // 0: empty
+	deltas uint16
+	bytes  uint16 // in units of 16, rounded up
+}
+
+func newDepthTable(bytes int64) *depthTable { return &depthTable{make([]depthSlot, max(1, bytes/8))} }
+
+func (t *depthTable) slot(p *prefix) (*depthSlot, uint32) {
+	h := p.hash()
+	return &t.slots[h%uint64(len(t.slots))], uint32(h>>32) | 1
+}
+
+func (t *depthTable) get(p *prefix) (d depth, ok bool) {
+	s, tag := t.slot(p)
+	if s.tag != tag {
+		return d, false
+	}
+	return depth{uint32(s.deltas), uint32(s.bytes) * 16}, true
+}
+
+func (t *depthTable) put(p *prefix, d depth) {
+	s, tag := t.slot(p)
+	*s = depthSlot{tag, uint16(min(d.deltas, 0xFFFF)), uint16(min((d.bytes+15)/16, 0xFFFF))}
+}
+
+func sortProgress(ps []branchProgress) {
+	slices.SortFunc(ps, func(x, y branchProgress) int { return cmp.Compare(x.b.num, y.b.num) })
+}

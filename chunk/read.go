@@ -1,0 +1,228 @@
+package chunk
+
+import (
+	"context"
+	"fmt"
+
+	"everpage/wal/pg"
+)
+
+// maxCopies bounds how many database copies a page may lie under.
+const maxCopies = 64
+
+// open checks that a branch answers at an LSN.
+func (s *Store) open(branch uint32, at pg.LSN) (*branchState, *Progress, error) {
+	b := s.branch(branch)
+	p := b.current()
+	switch {
+	case p == nil:
+		return nil, nil, fmt.Errorf("branch %d: %w", branch, ErrNoBranch)
+	case p.Consistent == 0:
+		return nil, nil, fmt.Errorf("branch %d at %s: %w: the base import has not reached its end LSN", branch, at, ErrNotConsistent)
+	case at < p.Consistent:
+		return nil, nil, fmt.Errorf("branch %d at %s: %w: the first LSN that is answered is %s", branch, at, ErrBelowHorizon, p.Consistent)
+	case at > p.Readable:
+		return nil, nil, fmt.Errorf("branch %d at %s: %w: the last LSN that is answered is %s", branch, at, ErrNotYet, p.Readable)
+	}
+	return b, p, nil
+}
+
+// Page reads a page as it is at an LSN into dst, which holds pg.BlockSize bytes.
+//
+// Errors wrap ErrNotFound (no such fork, or the block is past its end), ErrBelowHorizon, ErrNotYet, ErrNotConsistent, ErrNoBranch, or are a
+// *CorruptError or a *DamagedError. dst is undefined after an error.
+func (s *Store) Page(ctx context.Context, branch uint32, key pg.PageKey, at pg.LSN, dst pg.Page) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(dst) != pg.BlockSize {
+		return fmt.Errorf("read of %s: dst has %d bytes, want %d", key, len(dst), pg.BlockSize)
+	}
+	if key.Block == pg.InvalidBlock {
+		return fmt.Errorf("%s: %w: not a block number", key, ErrNotFound)
+	}
+	b, p, err := s.open(branch, at)
+	if err != nil {
+		return err
+	}
+	if p.DataChecksums && s.opt.Checksum == nil {
+		return fmt.Errorf("branch %d has data checksums, but the store was opened without Options.Checksum", branch)
+	}
+	r, err := s.reader()
+	if err != nil {
+		return err
+	}
+	err = r.page(b, key, at, dst)
+	r.release()
+	if err != nil {
+		return err
+	}
+	if p.DataChecksums && key.Spc != 0 && !dst.IsNew() {
+		dst.SetStoredChecksum(s.opt.Checksum(dst, key.Block))
+	}
+	return nil
+}
+
+// layer is one delta of a chain that is being put together.
+type layer struct {
+	key     pg.PageKey
+	lsn     pg.LSN
+	kind    VersionKind
+	content []byte // of a run, or
+	off, n  int    // of reader.bytes
+}
+
+// page makes a page as it is at an LSN, whatever the branch's progress is.
+func (r *reader) page(b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) error {
+	r.stack, r.bytes = r.stack[:0], r.bytes[:0]
+	asked := key
+	for range maxCopies {
+		next, lsn, done, err := r.chain(b, key, at, dst)
+		if err != nil {
+			return err
+		}
+		if done {
+			return r.apply(b, dst)
+		}
+		key, at = next, lsn
+	}
+	return &CorruptError{Branch: b.num, Key: asked.String(), LSN: at, Err: fmt.Errorf("lies under more than %d database copies", maxCopies)}
+}
+
+// chain collects key's deltas down to their base, which it puts into dst. done is false if the base lies in another database, at next just before a copy.
+func (r *reader) chain(b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) (next pg.PageKey, lsn pg.LSN, done bool, err error) {
+	fork, block := forkOf(key)
+	size, ok := b.currentSize(fork, at)
+	if !ok {
+		if size, err = r.sizeAt(b.num, fork, at); err != nil {
+			return next, 0, false, err
+		}
+	}
+	p := pagePrefix(b.num, key)
+	if !size.exists || block >= size.blocks {
+		return next, 0, false, r.absent(b, key, &p, fork, block, size, at)
+	}
+
+	shrink, resolved := size.lastShrink(), false
+	var floor sizeEntry
+	cached := r.s.cache.newest(b.id, key)
+	r.seek(&p, at)
+	for prev := at; ; {
+		v, ok, err := r.next()
+		if err != nil {
+			return next, 0, false, err
+		}
+		if (!ok || v.lsn <= shrink) && shrink != 0 && !resolved {
+			// Versions from here on may have been cut off. Finding out takes the reader away, so the walk is taken up again afterwards.
+			if floor, _, err = r.floor(b.num, fork, size, block); err != nil {
+				return next, 0, false, err
+			}
+			resolved = true
+			if ok {
+				r.seek(&p, prev)
+				continue
+			}
+		}
+		if !ok || v.lsn <= floor.lsn {
+			if floor.op == sizeCopy && block < floor.left {
+				key.RelFileLocator = floor.source
+				return key, floor.lsn - 1, false, nil
+			}
+			clear(dst)
+			return next, 0, true, nil
+		}
+		prev = v.lsn - 1
+		kind := VersionKind(v.value[0])
+		switch kind {
+		case KindImage:
+			if err := getImage(dst, body(v.value)); err != nil {
+				return next, 0, false, r.corrupt(&p, v.lsn, err)
+			}
+			return next, 0, true, nil
+		case KindDamaged, KindMissing:
+			return next, 0, false, damaged(b.num, key, v)
+		case KindDelta, KindInit, KindOptional, KindZeroed:
+			if v.lsn == cached && r.s.cache.get(b.id, key, v.lsn, dst) {
+				return next, 0, true, nil
+			}
+			l := layer{key: key, lsn: v.lsn, kind: kind, content: body(v.value)}
+			if v.lent {
+				l.off, l.n = len(r.bytes), len(l.content)
+				r.bytes = append(r.bytes, l.content...)
+				l.content = nil
+			}
+			r.stack = append(r.stack, l)
+			if kind == KindInit {
+				clear(dst)
+				return next, 0, true, nil
+			}
+		default:
+			return next, 0, false, r.corrupt(&p, v.lsn, errShape)
+		}
+	}
+}
+
+// absent is the error for a page that its fork doesn't have: damaged if WAL refers to it, else not found.
+func (r *reader) absent(b *branchState, key pg.PageKey, p *prefix, fork pg.RelFork, block uint32, size sizeEntry, at pg.LSN) error {
+	floor, _, err := r.floor(b.num, fork, size, block)
+	if err != nil {
+		return err
+	}
+	v, ok, err := r.newest(p, at)
+	if err != nil {
+		return err
+	}
+	if ok && v.lsn > floor.lsn && VersionKind(v.value[0]) == KindMissing {
+		return damaged(b.num, key, v)
+	}
+	if slru, ok := key.SLRU(); ok {
+		if size.exists {
+			return fmt.Errorf("branch %d at %s: %s: %w: segment %s ends before it", b.num, at, key, ErrNotFound, pg.SLRUSegmentName(key.Block/pg.SLRUPagesPerSegment))
+		}
+		return fmt.Errorf("branch %d at %s: %s: %w: there is no segment %s of %s", b.num, at, key, ErrNotFound, pg.SLRUSegmentName(key.Block/pg.SLRUPagesPerSegment), slru)
+	}
+	if size.exists {
+		return fmt.Errorf("branch %d at %s: %s: %w: the fork has %d blocks", b.num, at, key, ErrNotFound, size.blocks)
+	}
+	return fmt.Errorf("branch %d at %s: %s: %w: there is no such relation fork", b.num, at, key, ErrNotFound)
+}
+
+func damaged(branch uint32, key pg.PageKey, v version) *DamagedError {
+	e := &DamagedError{Branch: branch, Key: key, LSN: v.lsn}
+	if VersionKind(v.value[0]) == KindMissing {
+		e.Reason = "WAL refers to the page there, but it does not exist"
+	} else {
+		e.Reason = string(body(v.value))
+	}
+	return e
+}
+
+// apply brings the base in dst forward through the chain, oldest delta first.
+func (r *reader) apply(b *branchState, dst pg.Page) error {
+	for i := len(r.stack) - 1; i >= 0; i-- {
+		l := &r.stack[i]
+		delta := l.content
+		if delta == nil {
+			delta = r.bytes[l.off : l.off+l.n]
+		}
+		init := l.kind == KindInit
+		if l.key.Spc != 0 && !init && dst.IsNew() {
+			switch l.kind {
+			case KindOptional:
+				continue
+			case KindZeroed:
+				clear(dst)
+				init = true
+			default:
+				return &DamagedError{Branch: b.num, Key: l.key, LSN: l.lsn, Reason: "WAL refers to the page there, but it is new"}
+			}
+		}
+		if _, err := r.s.opt.Redoer.Redo(dst, l.key, l.lsn, init, delta); err != nil {
+			return &DamagedError{Branch: b.num, Key: l.key, LSN: l.lsn, Reason: err.Error(), Err: err}
+		}
+	}
+	if len(r.stack) >= cacheFrom {
+		r.s.cache.put(b.id, r.stack[0].key, r.stack[0].lsn, dst)
+	}
+	return nil
+}

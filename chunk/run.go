@@ -1,0 +1,246 @@
+package chunk
+
+import (
+	"cmp"
+	"encoding/binary"
+	"math/bits"
+	"slices"
+	"sync/atomic"
+
+	"everpage/wal/pg"
+)
+
+// run holds the newest versions in memory until they become a table. One goroutine at a time adds (under the store's lock), any number read
+// without locks: entries and nodes are written before an atomic store publishes them, and never change afterwards.
+//
+// For each branch LSNs never decrease within a run: a writer that goes back gets a new run. So an object's entries are a stack in LSN order.
+type run struct {
+	pages, small table
+	entries      [maxEntrySlabs]*[entrySlab]entry
+	nentries     uint32
+	slabs        [maxValueSlabs][]byte
+	nslabs       int
+	free         []byte // what is left of slab number filling
+	filling      int
+	slabBytes    int
+	size         atomic.Int64
+
+	// overlapping is set before the first entry that is not newer than everything in older runs and tables of its branch: then readers must
+	// look into all of them, else they may stop at the first base that they meet.
+	overlapping atomic.Bool
+	progress    []branchProgress // set when the run is frozen
+}
+
+const (
+	entrySlab     = 4096
+	maxEntrySlabs = 1024
+	nodeSlab      = 4096
+	maxNodeSlabs  = 1024
+	maxValueSlabs = 2048
+	maxValue      = 1 << 28 // bytes of one value
+)
+
+// entry is one version. Entry numbers count from 1; 0 is none.
+type entry struct {
+	lsn   pg.LSN
+	value uint64 // slab << 48 | offset << 28 | length
+	older uint32
+	jump  uint32 // an older entry that makes a search logarithmic (a skew-binary jump pointer)
+	depth uint32 // number of older entries
+}
+
+// node is one object with its newest entry.
+type node struct {
+	prefix prefix
+	chain  uint32 // the next node of the bucket, counted from 1
+	head   atomic.Uint32
+}
+
+// table finds nodes by prefix.
+type table struct {
+	buckets []atomic.Uint32
+	nodes   [maxNodeSlabs]*[nodeSlab]node
+	n       atomic.Uint32
+}
+
+func newRun(runBytes int64) *run {
+	r := &run{slabBytes: int(min(1<<20, max(runBytes/4, 32<<10)))}
+	n := 1 << max(6, bits.Len64(uint64(runBytes/256)))
+	r.pages.buckets = make([]atomic.Uint32, n)
+	r.small.buckets = make([]atomic.Uint32, max(64, n/2))
+	return r
+}
+
+func (r *run) table(p *prefix) *table {
+	if p.small() {
+		return &r.small
+	}
+	return &r.pages
+}
+
+// full tells that nothing more may be added, whatever its size.
+func (r *run) full() bool {
+	return r.nentries >= entrySlab*maxEntrySlabs-1 || r.nslabs >= maxValueSlabs-1 ||
+		r.pages.n.Load() >= nodeSlab*maxNodeSlabs-1 || r.small.n.Load() >= nodeSlab*maxNodeSlabs-1
+}
+
+func (r *run) empty() bool { return r.nentries == 0 }
+
+func (p *prefix) hash() uint64 {
+	a := binary.LittleEndian.Uint64(p[0:])
+	b := binary.LittleEndian.Uint64(p[8:])
+	c := binary.LittleEndian.Uint64(p[14:])
+	h1, l1 := bits.Mul64(a^0x9E3779B97F4A7C15, b^0xD6E8FEB86659FD93)
+	h2, l2 := bits.Mul64(h1^l1^0xA0761D6478BD642F, c^0xE7037ED1A0B428DB)
+	return h2 ^ l2
+}
+
+// alloc makes room for a value of n bytes.
+func (r *run) alloc(n int) (buf []byte, ref uint64) {
+	if n > len(r.free) {
+		if n > r.slabBytes/4 {
+			r.slabs[r.nslabs] = make([]byte, n)
+			r.nslabs++
+			r.size.Add(int64(n))
+			return r.slabs[r.nslabs-1], uint64(r.nslabs-1)<<48 | uint64(n)
+		}
+		r.slabs[r.nslabs] = make([]byte, r.slabBytes)
+		r.free, r.filling = r.slabs[r.nslabs], r.nslabs
+		r.nslabs++
+	}
+	off := r.slabBytes - len(r.free)
+	buf = r.free[:n:n]
+	r.free = r.free[n:]
+	r.size.Add(int64(n))
+	return buf, uint64(r.filling)<<48 | uint64(off)<<28 | uint64(n)
+}
+
+func (r *run) value(ref uint64) []byte {
+	off := ref >> 28 & (1<<20 - 1)
+	return r.slabs[ref>>48][off : off+ref&(1<<28-1)]
+}
+
+func (r *run) entry(i uint32) *entry { return &r.entries[(i-1)/entrySlab][(i-1)%entrySlab] }
+
+func (t *table) node(i uint32) *node { return &t.nodes[(i-1)/nodeSlab][(i-1)%nodeSlab] }
+
+func (t *table) find(p *prefix, h uint64) *node {
+	for i := t.buckets[h&uint64(len(t.buckets)-1)].Load(); i != 0; {
+		n := t.node(i)
+		if n.prefix == *p {
+			return n
+		}
+		i = n.chain
+	}
+	return nil
+}
+
+// push adds the newest version of an object.
+func (r *run) push(p *prefix, lsn pg.LSN, ref uint64) {
+	t := r.table(p)
+	h := p.hash()
+	n := t.find(p, h)
+	var head uint32
+	if n != nil {
+		head = n.head.Load()
+	}
+	i := r.nentries
+	if r.entries[i/entrySlab] == nil {
+		r.entries[i/entrySlab] = new([entrySlab]entry)
+	}
+	r.nentries++
+	e := &r.entries[i/entrySlab][i%entrySlab]
+	*e = entry{lsn: lsn, value: ref, older: head}
+	if head != 0 {
+		o := r.entry(head)
+		e.depth = o.depth + 1
+		e.jump = head
+		if o.jump != 0 {
+			if j := r.entry(o.jump); j.jump != 0 && o.depth-j.depth == j.depth-r.entry(j.jump).depth {
+				e.jump = j.jump
+			}
+		}
+	}
+	r.size.Add(32)
+	if n != nil {
+		n.head.Store(i + 1)
+		return
+	}
+	k := t.n.Load()
+	if t.nodes[k/nodeSlab] == nil {
+		t.nodes[k/nodeSlab] = new([nodeSlab]node)
+	}
+	n = &t.nodes[k/nodeSlab][k%nodeSlab]
+	n.prefix = *p
+	n.head.Store(i + 1)
+	b := &t.buckets[h&uint64(len(t.buckets)-1)]
+	n.chain = b.Load()
+	t.n.Store(k + 1)
+	b.Store(k + 1)
+	r.size.Add(40)
+}
+
+// seek finds an object's newest entry at or below lsn.
+func (r *run) seek(p *prefix, h uint64, lsn pg.LSN) uint32 {
+	n := r.table(p).find(p, h)
+	if n == nil {
+		return 0
+	}
+	return r.descend(n.head.Load(), lsn)
+}
+
+func (r *run) descend(i uint32, lsn pg.LSN) uint32 {
+	for i != 0 {
+		e := r.entry(i)
+		if e.lsn <= lsn {
+			return i
+		}
+		if e.jump != 0 && r.entry(e.jump).lsn > lsn {
+			i = e.jump
+		} else {
+			i = e.older
+		}
+	}
+	return 0
+}
+
+// sorted lists a table's nodes in key order.
+func (t *table) sorted() []*node {
+	type item struct {
+		a, b uint64
+		c    uint64
+		n    *node
+	}
+	count := t.n.Load()
+	items := make([]item, count)
+	for i := range items {
+		n := t.node(uint32(i) + 1)
+		items[i] = item{binary.BigEndian.Uint64(n.prefix[0:]), binary.BigEndian.Uint64(n.prefix[8:]), binary.BigEndian.Uint64(n.prefix[14:]), n}
+	}
+	slices.SortFunc(items, func(x, y item) int {
+		if x.a != y.a {
+			return cmp.Compare(x.a, y.a)
+		}
+		if x.b != y.b {
+			return cmp.Compare(x.b, y.b)
+		}
+		return cmp.Compare(x.c, y.c)
+	})
+	out := make([]*node, count)
+	for i := range items {
+		out[i] = items[i].n
+	}
+	return out
+}
+
+// within lists the small objects with lo <= prefix < hi in key order.
+func (t *table) within(lo, hi *prefix) []*node {
+	var out []*node
+	for i := uint32(1); i <= t.n.Load(); i++ {
+		if n := t.node(i); n.prefix.compare(lo) >= 0 && n.prefix.compare(hi) < 0 {
+			out = append(out, n)
+		}
+	}
+	slices.SortFunc(out, func(x, y *node) int { return x.prefix.compare(&y.prefix) })
+	return out
+}

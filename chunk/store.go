@@ -1,0 +1,400 @@
+package chunk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable/block"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"everpage/wal/pg"
+)
+
+// formatVersion is the version of all that a store's directory holds. A store refuses a directory with a later one.
+const formatVersion = 1
+
+// Runs in memory: one that is filled, and at most maxFrozen that become tables.
+const (
+	maxFrozen = 2
+	maxRuns   = maxFrozen + 1
+)
+
+// maxSublevels is how many overlapping tables may lie on top of the database before new ones wait for compactions.
+const maxSublevels = 24
+
+// Store is an open version store. Its methods may be called from any goroutine.
+type Store struct {
+	opt    Options
+	fs     vfs.FS
+	log    *slog.Logger
+	db     *pebble.DB
+	dbOpt  *pebble.Options
+	lock   io.Closer
+	spare  spareSpace
+	cache  *pageCache
+	depths *depthTable
+
+	ids      atomic.Uint64
+	branches sync.Map // uint32 → *branchState
+	state    atomic.Pointer[state]
+	iters    iterators
+	readers  sync.WaitGroup
+
+	mu       sync.Mutex
+	cond     *sync.Cond // runs were frozen, written or failed
+	active   *run
+	frozen   []*run // oldest first
+	gen      uint64
+	frozenN  uint64 // runs ever frozen
+	flushedN uint64 // runs ever written
+	failures uint64 // attempts to write a run that failed
+	writeErr error  // of the last attempt
+	closing  bool
+	stop     bool
+
+	retry     chan struct{} // asks the flusher to try again
+	compacted chan struct{} // a compaction ended: for who waits with a table
+	replaced  chan struct{} // the same for idleLoop
+	quit      chan struct{}
+	flusher   sync.WaitGroup
+	images    atomic.Uint64
+}
+
+func (o *Options) defaults() error {
+	if o.Redoer == nil {
+		return errors.New("open store: Options.Redoer is missing")
+	}
+	if o.Dir == "" {
+		return errors.New("open store: Options.Dir is missing")
+	}
+	if o.FS == nil {
+		o.FS = vfs.Default
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	set := func(v *int64, def int64) {
+		if *v == 0 {
+			*v = def
+		}
+		*v = max(*v, 0)
+	}
+	set(&o.CacheBytes, 64<<20)
+	set(&o.RunBytes, 24<<20)
+	set(&o.PageCacheBytes, 16<<20)
+	set(&o.DepthBytes, 16<<20)
+	set(&o.ReserveBytes, 32<<20)
+	if o.RunBytes > 512<<20 {
+		return fmt.Errorf("open store: Options.RunBytes is %d, want at most 512 MiB", o.RunBytes)
+	}
+	if o.SegmentBlocks == 0 {
+		o.SegmentBlocks = pg.SegmentBlocks
+	}
+	if o.MaxChain <= 0 {
+		o.MaxChain = 64
+	}
+	if o.MaxChainBytes <= 0 {
+		o.MaxChainBytes = 16 << 10
+	}
+	if o.Fatal == nil {
+		o.Fatal = func(msg string) { panic("everpage store: " + msg) }
+	}
+	return nil
+}
+
+// Open opens the store in opt.Dir, making it if the directory is empty or absent.
+// It fails with ErrLocked (naming the pid) if another process has it open, with ErrFormat if a newer release wrote it.
+func Open(opt Options) (*Store, error) {
+	if err := opt.defaults(); err != nil {
+		return nil, err
+	}
+	s := &Store{
+		opt:       opt,
+		log:       opt.Logger,
+		cache:     newPageCache(opt.PageCacheBytes),
+		depths:    newDepthTable(opt.DepthBytes),
+		active:    newRun(opt.RunBytes),
+		retry:     make(chan struct{}, 1),
+		compacted: make(chan struct{}, 1),
+		replaced:  make(chan struct{}, 1),
+		quit:      make(chan struct{}),
+	}
+	s.cond = sync.NewCond(&s.mu)
+	s.spare = spareSpace{fs: opt.FS, dir: opt.Dir, bytes: opt.ReserveBytes, log: opt.Logger}
+	s.fs = vfs.OnDiskFull(opt.FS, s.spare.release)
+	if err := s.fs.MkdirAll(opt.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	var err error
+	if s.lock, err = lockDir(opt.FS, opt.Dir); err != nil {
+		return nil, err
+	}
+	ok := false
+	defer func() {
+		if !ok {
+			s.lock.Close()
+		}
+	}()
+	if err := s.checkFormat(); err != nil {
+		return nil, err
+	}
+	tmp := s.fs.PathJoin(opt.Dir, ingestDir)
+	if err := s.fs.RemoveAll(tmp); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if err := s.fs.MkdirAll(tmp, 0o700); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s.spare.take()
+	s.dbOpt = s.pebbleOptions()
+	if s.db, err = pebble.Open(s.fs.PathJoin(opt.Dir, "pebble"), s.dbOpt); err != nil {
+		s.dbOpt.Cache.Unref()
+		return nil, fmt.Errorf("open store %s: %w", opt.Dir, err)
+	}
+	s.publish()
+	if err := s.loadBranches(); err != nil {
+		s.dropIdle(true)
+		s.db.Close()
+		s.dbOpt.Cache.Unref()
+		return nil, fmt.Errorf("open store %s: %w", opt.Dir, err)
+	}
+	ok = true
+	s.flusher.Add(2)
+	go s.flushLoop()
+	go s.idleLoop()
+	return s, nil
+}
+
+// Close makes everything that was committed durable and closes the store. Writers fail from here on. The store is closed also after an error, which
+// tells that something committed is not durable and must be fed again.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closing {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	s.closing = true
+	s.branches.Range(func(_, b any) bool {
+		b.(*branchState).wake(true)
+		return true
+	})
+	s.mu.Unlock()
+	err := s.flush(false)
+	s.mu.Lock()
+	s.stop = true
+	close(s.quit)
+	s.cond.Broadcast()
+	s.mu.Unlock()
+	s.flusher.Wait()
+	s.dropIdle(true)
+	s.readers.Wait()
+	err = errors.Join(err, s.db.Close())
+	s.dbOpt.Cache.Unref()
+	return errors.Join(err, s.lock.Close())
+}
+
+// publish makes the runs as they are now what readers see. Under s.mu, or before the store is shared.
+func (s *Store) publish() {
+	st := &state{runs: make([]*run, 0, maxRuns), gen: s.gen}
+	st.runs = append(st.runs, s.active)
+	for i := len(s.frozen) - 1; i >= 0; i-- {
+		st.runs = append(st.runs, s.frozen[i])
+	}
+	s.state.Store(st)
+}
+
+func (s *Store) pebbleOptions() *pebble.Options {
+	o := &pebble.Options{
+		Cache:                       pebble.NewCache(s.opt.CacheBytes),
+		Comparer:                    comparer,
+		DisableWAL:                  true,
+		FS:                          s.fs,
+		FormatMajorVersion:          pebble.FormatTableFormatV6,
+		Logger:                      pebbleLog{s},
+		MaxOpenFiles:                500,
+		MemTableSize:                1 << 20,
+		L0CompactionThreshold:       4,
+		L0StopWritesThreshold:       1000, // runs wait in flushLoop instead
+		LBaseMaxBytes:               128 << 20,
+		CompactionConcurrencyRange:  func() (int, int) { return 1, 2 },
+		MaxManifestFileSize:         16 << 20,
+		MemTableStopWritesThreshold: 4,
+		EventListener: &pebble.EventListener{
+			CompactionEnd: func(pebble.CompactionInfo) {
+				for _, c := range []chan struct{}{s.compacted, s.replaced} {
+					select {
+					case c <- struct{}{}:
+					default:
+					}
+				}
+			},
+		},
+	}
+	compression := block.SnappyCompression
+	if s.opt.testCompression != nil {
+		compression = s.opt.testCompression
+	}
+	for i := range o.Levels {
+		l := &o.Levels[i]
+		l.BlockSize = 32 << 10
+		l.IndexBlockSize = 64 << 10
+		l.FilterPolicy = bloom.FilterPolicy(10)
+		l.FilterType = pebble.TableFilter
+		l.Compression = func() *block.CompressionProfile { return compression }
+	}
+	for i := range o.TargetFileSizes {
+		o.TargetFileSizes[i] = 16 << 20
+	}
+	o.EnsureDefaults()
+	return o
+}
+
+// pebbleLog passes on what matters of the database's own log.
+type pebbleLog struct{ s *Store }
+
+func (l pebbleLog) Infof(string, ...any) {}
+
+func (l pebbleLog) Errorf(format string, args ...any) {
+	l.s.log.Error("version store", "err", fmt.Sprintf(format, args...))
+}
+
+// Fatalf is called where the database can't go on, as when its manifest can't be written. It must not return.
+func (l pebbleLog) Fatalf(format string, args ...any) {
+	msg := fmt.Sprintf(format, args...)
+	l.s.log.Error("version store can't go on", "err", msg)
+	l.s.opt.Fatal(msg)
+	select {}
+}
+
+// lockDir takes the directory for this process.
+func lockDir(fs vfs.FS, dir string) (io.Closer, error) {
+	pidFile := fs.PathJoin(dir, "PID")
+	c, err := fs.Lock(fs.PathJoin(dir, "LOCK"))
+	if err != nil {
+		who := "an unknown process"
+		if b, rerr := readFile(fs, pidFile); rerr == nil {
+			who = "process " + strings.TrimSpace(string(b))
+		}
+		return nil, fmt.Errorf("store %s is %w: %s has it open: %v", dir, ErrLocked, who, err)
+	}
+	if err := writeFile(fs, dir, "PID", fmt.Sprintf("%d\n", os.Getpid())); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	return c, nil
+}
+
+// checkFormat reads the format marker, or writes it in a new directory.
+func (s *Store) checkFormat() error {
+	name := s.fs.PathJoin(s.opt.Dir, "FORMAT")
+	b, err := readFile(s.fs, name)
+	if errors.Is(err, os.ErrNotExist) {
+		if _, err := s.fs.Stat(s.fs.PathJoin(s.opt.Dir, "pebble")); err == nil {
+			return fmt.Errorf("store %s: %w: the file FORMAT is missing", s.opt.Dir, ErrFormat)
+		}
+		return writeFile(s.fs, s.opt.Dir, "FORMAT", fmt.Sprintf("everpage store %d\nsegment blocks %d\n", formatVersion, s.opt.SegmentBlocks))
+	}
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	var version int
+	var blocks uint32
+	if _, err := fmt.Sscanf(string(b), "everpage store %d\nsegment blocks %d\n", &version, &blocks); err != nil {
+		return fmt.Errorf("store %s: %w: FORMAT says %q", s.opt.Dir, ErrFormat, b)
+	}
+	if version > formatVersion || version < 1 {
+		return fmt.Errorf("store %s: %w: it has version %d, this release knows up to %d", s.opt.Dir, ErrFormat, version, formatVersion)
+	}
+	if blocks != s.opt.SegmentBlocks {
+		return fmt.Errorf("store %s was made with chunks of %d blocks and can't be opened with %d", s.opt.Dir, blocks, s.opt.SegmentBlocks)
+	}
+	return nil
+}
+
+// SegmentBlocks is the number of blocks in one chunk of a relation fork.
+func (s *Store) SegmentBlocks() uint32 { return s.opt.SegmentBlocks }
+
+func readFile(fs vfs.FS, name string) ([]byte, error) {
+	f, err := fs.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 1<<16))
+}
+
+// writeFile replaces a small file, durably.
+func writeFile(fs vfs.FS, dir, name, text string) error {
+	tmp, path := fs.PathJoin(dir, name+".tmp"), fs.PathJoin(dir, name)
+	f, err := fs.Create(tmp, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write([]byte(text))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := fs.Rename(tmp, path); err != nil {
+		return err
+	}
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Stats is what the store uses.
+type Stats struct {
+	RunBytes    int64  // of versions in memory, not yet in tables
+	FrozenRuns  int    // runs waiting to become tables
+	Flushes     uint64 // runs that became tables
+	Images      uint64 // images added to bound chains
+	DiskBytes   uint64
+	Tables      int64
+	CacheHits   int64 // of the block cache
+	CacheMisses int64
+	ReadAmp     int    // tables that a read may have to look into
+	Compacting  int64  // compactions under way
+	DebtBytes   uint64 // still to be compacted
+	Written     uint64 // bytes written by flushes and compactions
+	WriteErr    error  // why tables can't be written now, or nil
+}
+
+// Stats tells what the store uses now.
+func (s *Store) Stats() Stats {
+	st := Stats{Images: s.images.Load()}
+	s.mu.Lock()
+	if s.stop {
+		s.mu.Unlock()
+		return st
+	}
+	st.RunBytes = s.active.size.Load()
+	for _, r := range s.frozen {
+		st.RunBytes += r.size.Load()
+	}
+	st.FrozenRuns, st.Flushes, st.WriteErr = len(s.frozen), s.flushedN, s.writeErr
+	m := s.db.Metrics()
+	s.mu.Unlock()
+	st.DiskBytes = m.DiskSpaceUsage()
+	st.CacheHits, st.CacheMisses = m.BlockCache.Hits, m.BlockCache.Misses
+	st.ReadAmp, st.Compacting, st.DebtBytes = m.ReadAmp(), m.Compact.NumInProgress, m.Compact.EstimatedDebt
+	t := m.Total()
+	st.Tables = t.TablesCount
+	st.Written = t.TableBytesIngested + t.TableBytesCompacted + t.TableBytesFlushed
+	return st
+}
+
+const retryEvery = time.Second

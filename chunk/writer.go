@@ -1,0 +1,298 @@
+package chunk
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"everpage/redo"
+	"everpage/wal/pg"
+)
+
+// Writer puts versions into a branch, in WAL order: LSNs never decrease, and all changes of one record stand together. All arguments are copied.
+// An error is final for the writer: close it and start another at Progress.Resume.
+type Writer struct {
+	s      *Store
+	b      *branchState
+	err    error
+	lsn    pg.LSN // of the last change
+	key    [keyLen]byte
+	closed bool
+
+	// replay is the size cache while old WAL is fed again over what the store already holds: it has what each fork was as of lsn.
+	// nil while lsn is beyond everything stored: then the branch's own cache, which readers share, is right.
+	replay  map[pg.RelFork]sizeEntry
+	lastOf  pg.RelFork // memo of the last size used
+	last    sizeEntry
+	hasLast bool
+
+	maxTime    pg.Timestamp // the running maximum of commit times
+	hasMaxTime bool
+}
+
+// maxSizes bounds the size cache, entries.
+const maxSizes = 1 << 18
+
+// Writer opens the branch for writing. A branch has one writer at a time (else ErrBusy). It may start anywhere at or below Progress.Resume
+// and must then be fed everything in WAL order.
+func (s *Store) Writer(branch uint32) (*Writer, error) {
+	b := s.branch(branch)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return nil, ErrClosed
+	}
+	if b.writing || b.dropped {
+		return nil, fmt.Errorf("branch %d %w", branch, ErrBusy)
+	}
+	b.writing = true
+	return &Writer{s: s, b: b}, nil
+}
+
+// Close gives up the branch. What was not committed is not visible, and must be fed again.
+func (w *Writer) Close() {
+	if w.closed {
+		return
+	}
+	w.closed = true
+	w.s.mu.Lock()
+	w.b.writing = false
+	w.s.mu.Unlock()
+	if w.err == nil {
+		w.err = ErrClosed
+	}
+}
+
+// at moves the writer to a record's end LSN.
+func (w *Writer) at(lsn pg.LSN) error {
+	if w.err != nil {
+		return w.err
+	}
+	if lsn == w.lsn && lsn != 0 {
+		return nil
+	}
+	if lsn < w.lsn || lsn == 0 {
+		return w.fail(fmt.Errorf("branch %d: change at %s comes after one at %s: a writer must be fed in WAL order", w.b.num, lsn, w.lsn))
+	}
+	w.lsn = lsn
+	if lsn <= w.b.high {
+		if w.replay == nil {
+			w.replay = map[pg.RelFork]sizeEntry{}
+			w.hasLast = false
+		}
+	} else if w.replay != nil {
+		w.replay, w.hasLast = nil, false
+	}
+	if w.replay != nil && len(w.replay) > maxSizes {
+		clear(w.replay)
+		w.hasLast = false
+	} else if len(w.b.sizes) > maxSizes {
+		w.b.mu.Lock()
+		clear(w.b.sizes)
+		w.b.mu.Unlock()
+		w.hasLast = false
+	}
+	return nil
+}
+
+func (w *Writer) fail(err error) error {
+	if w.err == nil {
+		w.err = err
+	}
+	return err
+}
+
+// put stores one version; fill writes its content.
+func (w *Writer) put(p *prefix, kind uint8, origin Origin, n int, fill func(b []byte)) error {
+	if n > maxValue-valueOver {
+		return w.fail(fmt.Errorf("branch %d: %s at %s has %d bytes, more than the store takes", w.b.num, p, w.lsn, n))
+	}
+	w.s.mu.Lock()
+	defer w.s.mu.Unlock()
+	run, err := w.s.room(w.b, w.lsn)
+	if err != nil {
+		return w.fail(err)
+	}
+	v, ref := run.alloc(n + valueOver)
+	v[0], v[1], v[2] = kind, origin.Rmgr, origin.Info
+	if fill != nil {
+		fill(v[valueHead : valueHead+n])
+	}
+	seal(p.appendKey(w.key[:0], w.lsn), v)
+	run.push(p, w.lsn, ref)
+	return nil
+}
+
+// page stores a page version with content b.
+func (w *Writer) page(key pg.PageKey, kind VersionKind, origin Origin, b []byte) error {
+	p := pagePrefix(w.b.num, key)
+	return w.put(&p, uint8(kind), origin, len(b), func(v []byte) { copy(v, b) })
+}
+
+func (w *Writer) checkKey(key pg.PageKey) error {
+	if key.Block == pg.InvalidBlock {
+		return w.fail(fmt.Errorf("branch %d: change of %s at %s: not a block number", w.b.num, key, w.lsn))
+	}
+	if key.Spc == 0 && (key.Rel != 0 || key.Fork != 0) {
+		return w.fail(fmt.Errorf("branch %d: change of %s at %s: no relation lies in tablespace 0", w.b.num, key, w.lsn))
+	}
+	return nil
+}
+
+// Image is a version that is the whole page. The fork grows to hold it.
+func (w *Writer) Image(key pg.PageKey, lsn pg.LSN, origin Origin, page pg.Page) error {
+	if err := w.at(lsn); err != nil {
+		return err
+	}
+	if len(page) != pg.BlockSize {
+		return w.fail(fmt.Errorf("branch %d: image of %s at %s has %d bytes, want %d", w.b.num, key, lsn, len(page), pg.BlockSize))
+	}
+	if err := w.checkKey(key); err != nil {
+		return err
+	}
+	if err := w.grow(key); err != nil {
+		return err
+	}
+	off, n := imageHole(page)
+	p := pagePrefix(w.b.num, key)
+	return w.put(&p, uint8(KindImage), origin, imageHead+pg.BlockSize-n, func(b []byte) { putImage(b, page, off, n) })
+}
+
+// Delta is a version that Redoer makes from the one before.
+func (w *Writer) Delta(key pg.PageKey, lsn pg.LSN, origin Origin, base Base, delta []byte) error {
+	if err := w.at(lsn); err != nil {
+		return err
+	}
+	if err := w.checkKey(key); err != nil {
+		return err
+	}
+	kind := KindDelta
+	switch {
+	case base == BaseInit:
+		kind = KindInit
+	case base == BaseZeroed || key.Spc == 0:
+		kind = KindZeroed
+	case base == BaseOptional:
+		kind = KindOptional
+	}
+	if kind == KindInit || kind == KindZeroed {
+		if err := w.grow(key); err != nil {
+			return err
+		}
+		return w.page(key, kind, origin, delta)
+	}
+	e, err := w.size(key.RelFork)
+	if err != nil {
+		return err
+	}
+	if e.exists && key.Block < e.blocks {
+		return w.page(key, kind, origin, delta)
+	}
+	if kind == KindOptional {
+		return nil
+	}
+	// An invalid-page reference. The fork doesn't grow; a later truncation or drop cuts the mark off like any version.
+	if !e.exists {
+		if err := w.setSize(key.RelFork, sizeEntry{op: sizeAbsent, link: e.lastShrink()}); err != nil {
+			return err
+		}
+	}
+	if err := w.mark(key, origin); err != nil {
+		return err
+	}
+	return w.page(key, KindMissing, origin, nil)
+}
+
+// Damaged says that the page's content is unknown from lsn on. The fork grows to hold it.
+func (w *Writer) Damaged(key pg.PageKey, lsn pg.LSN, origin Origin, reason string) error {
+	if err := w.at(lsn); err != nil {
+		return err
+	}
+	if err := w.checkKey(key); err != nil {
+		return err
+	}
+	if err := w.grow(key); err != nil {
+		return err
+	}
+	if err := w.mark(key, origin); err != nil {
+		return err
+	}
+	return w.page(key, KindDamaged, origin, []byte(reason))
+}
+
+// mark enters a page into the index of damage.
+func (w *Writer) mark(key pg.PageKey, origin Origin) error {
+	p := damagePrefix(w.b.num, key)
+	return w.put(&p, 1, origin, 0, nil)
+}
+
+// Meta is a new version of a small object; a nil value deletes it (an empty one does not).
+func (w *Writer) Meta(kind redo.MetaKind, id [2]uint32, lsn pg.LSN, value []byte) error {
+	if err := w.at(lsn); err != nil {
+		return err
+	}
+	p := metaPrefix(w.b.num, kind, id)
+	k := uint8(metaSet)
+	if value == nil {
+		k = metaGone
+	}
+	return w.put(&p, k, Origin{}, len(value), func(b []byte) { copy(b, value) })
+}
+
+// Transaction enters a commit or an abort into the commit index. start and lsn are the record's start and end.
+func (w *Writer) Transaction(end redo.TransactionEnd, start, lsn pg.LSN) error {
+	if err := w.at(lsn); err != nil {
+		return err
+	}
+	p := commitPrefix(w.b.num)
+	if !w.hasMaxTime {
+		r, err := w.s.reader()
+		if err != nil {
+			return w.fail(err)
+		}
+		v, ok, err := r.newest(&p, lsn-1)
+		w.maxTime = minTimestamp
+		if err == nil && ok {
+			var e commitEntry
+			if e, err = getCommit(v.lsn, v.value); err == nil {
+				w.maxTime = e.maxTime
+			}
+		}
+		r.release()
+		if err != nil {
+			return w.fail(err)
+		}
+		w.hasMaxTime = true
+	}
+	w.maxTime = max(w.maxTime, end.Time)
+	e := commitEntry{Commit: Commit{TransactionEnd: end, Start: start, End: lsn}, maxTime: w.maxTime}
+	if err := w.put(&p, commitKind, Origin{}, commitBody, func(b []byte) { e.put(b) }); err != nil {
+		return err
+	}
+	p = xidPrefix(w.b.num, end.XID)
+	return w.put(&p, commitKind, Origin{}, commitBody, func(b []byte) { e.put(b) })
+}
+
+// RestorePoint enters a named restore point. start and lsn are the record's start and end.
+func (w *Writer) RestorePoint(name string, time pg.Timestamp, start, lsn pg.LSN) error {
+	if err := w.at(lsn); err != nil {
+		return err
+	}
+	p := restorePrefix(w.b.num, name)
+	return w.put(&p, restoreKind, Origin{}, restoreBody+len(name), func(b []byte) {
+		binary.LittleEndian.PutUint64(b, uint64(time))
+		binary.LittleEndian.PutUint64(b[8:], uint64(start))
+		copy(b[restoreBody:], name)
+	})
+}
+
+// Commit makes everything up to p.Readable visible. Readable, Resume and Start never go back, Consistent and Unproven stay as first set.
+// It blocks while the runs in memory are full, and returns an error that wraps ErrFull if they can't be written.
+func (w *Writer) Commit(p Progress) error {
+	if w.err != nil {
+		return w.err
+	}
+	if err := w.s.commit(w.b, p); err != nil {
+		return w.fail(err)
+	}
+	return nil
+}
