@@ -74,7 +74,7 @@ func testMissingIndex(t *testing.T, major pg.Major) {
 		{true, pg.RelFork{RelFileLocator: table.RelFileLocator, Fork: pg.VMFork}, "table s.t"},
 		{true, class, "index pg_catalog.pg_class_oid_index): resource manager Hash is not redone; the server needs this index"},
 		{true, toastIndex, "the server needs this index"},
-		{true, locate("global/1262"), "global/1262: resource manager Hash is not redone; whether it is an index cannot be told"},
+		{true, relOf("global/1262"), "global/1262: resource manager Hash is not redone; whether it is an index cannot be told"},
 		{true, pg.SLRUPage(pg.Xact, 0).RelFork, "pg_xact"},
 	} {
 		if _, err := plan(c.allow, c.damaged); !strings.Contains(err, c.says) {
@@ -119,7 +119,7 @@ func testMissingIndex(t *testing.T, major pg.Major) {
 	}
 }
 
-func locate(path string) pg.RelFork {
+func relOf(path string) pg.RelFork {
 	r, err := pg.ParseRel(path)
 	if err != nil {
 		panic(err)

@@ -51,6 +51,9 @@ func Write(ctx context.Context, t *Tree, dir string, o WriteOptions) error {
 			}
 		}
 	}
+	if err := enoughSpace(t, dir); err != nil {
+		return err
+	}
 	w := &writer{tree: t, dir: dir, o: o, started: time.Now()}
 	if w.o.Workers <= 0 {
 		w.o.Workers = 4
