@@ -2,6 +2,7 @@ package chunk
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"everpage/redo"
 	"everpage/wal/pg"
@@ -13,20 +14,12 @@ const (
 	metaGone = 2
 )
 
-// Meta is a small object's value at an LSN and the LSN of that version; ok is false if it doesn't exist then.
+// Meta is a small object's value at an LSN and the LSN of that version; ok is false if it doesn't exist then. Small objects are answered from
+// Progress.Start on, also before the branch is consistent: the writer takes up its work with them.
 func (s *Store) Meta(branch uint32, kind redo.MetaKind, id [2]uint32, at pg.LSN) (value []byte, lsn pg.LSN, ok bool, err error) {
-	if _, _, err := s.open(branch, at); err != nil {
+	if err := s.openMeta(branch, at); err != nil {
 		return nil, 0, false, err
 	}
-	return s.metaAt(branch, kind, id, at)
-}
-
-// LatestMeta is a small object's newest value at or below lsn, whatever the branch's progress is: for the writer that takes up its work again.
-func (s *Store) LatestMeta(branch uint32, kind redo.MetaKind, id [2]uint32, lsn pg.LSN) (value []byte, at pg.LSN, ok bool, err error) {
-	return s.metaAt(branch, kind, id, lsn)
-}
-
-func (s *Store) metaAt(branch uint32, kind redo.MetaKind, id [2]uint32, at pg.LSN) (value []byte, lsn pg.LSN, ok bool, err error) {
 	r, err := s.reader()
 	if err != nil {
 		return nil, 0, false, err
@@ -40,9 +33,22 @@ func (s *Store) metaAt(branch uint32, kind redo.MetaKind, id [2]uint32, at pg.LS
 	return append([]byte{}, body(v.value)...), v.lsn, true, nil
 }
 
-// MetaAll calls fn for every object of a kind that exists at an LSN, in order of ID. value is fn's only until it returns.
+func (s *Store) openMeta(branch uint32, at pg.LSN) error {
+	p := s.branch(branch).current()
+	switch {
+	case p == nil:
+		return fmt.Errorf("branch %d: %w", branch, ErrNoBranch)
+	case at < p.Start:
+		return fmt.Errorf("branch %d at %s: %w: the import starts at %s", branch, at, ErrBelowHorizon, p.Start)
+	case at > p.Readable:
+		return fmt.Errorf("branch %d at %s: %w: the last LSN that is answered is %s", branch, at, ErrNotYet, p.Readable)
+	}
+	return nil
+}
+
+// MetaAll calls fn for every object of a kind that exists at an LSN, in order of ID, under the same terms as Meta. value is fn's only until it returns.
 func (s *Store) MetaAll(branch uint32, kind redo.MetaKind, at pg.LSN, fn func(id [2]uint32, lsn pg.LSN, value []byte) error) error {
-	if _, _, err := s.open(branch, at); err != nil {
+	if err := s.openMeta(branch, at); err != nil {
 		return err
 	}
 	r, err := s.reader()
