@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,7 @@ type Dir struct {
 	path    string
 	size    SegmentSize
 	history History
-	files   map[uint64][]Segment // by number; newest timeline first, whole files before .partial ones
+	files   map[uint64]string // path by segment number
 
 	open   *os.File
 	number uint64
@@ -54,31 +55,19 @@ func ListDir(path string, size SegmentSize) (segments []Segment, histories []pg.
 		}
 		segments = append(segments, g)
 	}
-	slices.SortFunc(segments, func(a, b Segment) int {
-		if a.Number != b.Number {
-			if a.Number < b.Number {
-				return -1
-			}
-			return 1
-		}
-		return compareAt(a, b)
-	})
+	slices.SortFunc(segments, func(a, b Segment) int { return cmp.Or(cmp.Compare(a.Number, b.Number), compareAt(a, b)) })
 	return segments, histories, nil
 }
 
-// compareAt orders files of one segment number by preference.
+// compareAt orders files of one segment number by preference: newest timeline first, whole files before .partial ones.
 func compareAt(a, b Segment) int {
-	switch {
-	case a.Timeline != b.Timeline && a.Timeline > b.Timeline:
-		return -1
-	case a.Timeline != b.Timeline:
-		return 1
-	case a.Partial == b.Partial:
+	partial := func(g Segment) int {
+		if g.Partial {
+			return 1
+		}
 		return 0
-	case b.Partial:
-		return -1
 	}
-	return 1
+	return cmp.Or(cmp.Compare(b.Timeline, a.Timeline), cmp.Compare(partial(a), partial(b)))
 }
 
 // DetectSegmentSize finds a directory's segment size in the first header of any of its segments that bears one.
@@ -144,16 +133,32 @@ func OpenDir(path string, size SegmentSize, history History) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Dir{path: path, size: size, history: history, files: make(map[uint64][]Segment)}
+	d := &Dir{path: path, size: size, history: history, files: make(map[uint64]string)}
 	for _, g := range segments {
-		if d.belongs(g) {
-			d.files[g.Number] = append(d.files[g.Number], g)
+		// Of several files with one number the first is the best: the newest timeline's starts with a copy of the older one.
+		if d.files[g.Number] == "" && d.belongs(g) {
+			d.files[g.Number] = filepath.Join(path, g.Name(size))
 		}
 	}
 	if len(d.files) == 0 {
 		return nil, fmt.Errorf("directory %s holds no WAL segments of timeline %d", path, history.Timeline)
 	}
 	return d, nil
+}
+
+// OpenFile opens one segment file for reading. Its header says where it belongs; a segment's name must agree.
+func OpenFile(file string) (*Dir, error) {
+	h, err := ReadSegmentHeader(file)
+	if err != nil {
+		return nil, err
+	}
+	number := h.SegmentSize.Number(h.Address)
+	if g, err := ParseSegmentName(filepath.Base(file), h.SegmentSize); err == nil && g.Number != number {
+		return nil, fmt.Errorf("segment file %s holds the WAL at %s still: it was recycled and not yet written", file, h.Address)
+	}
+	return &Dir{
+		path: filepath.Dir(file), size: h.SegmentSize, history: History{Timeline: max(h.Timeline, 1)}, files: map[uint64]string{number: file},
+	}, nil
 }
 
 // belongs tells whether a segment file is of the history: its timeline is a member that had begun by the segment's end
@@ -193,7 +198,7 @@ func (d *Dir) ReadWAL(p []byte, at pg.LSN) (int, error) {
 	return 0, fmt.Errorf("reading WAL at %s from %s: %w", at, d.open.Name(), err)
 }
 
-// openSegment makes d.open the file of the segment that holds at. Of several timelines' files the newest wins, since it starts with a copy of the older one.
+// openSegment makes d.open the file of the segment that holds at.
 func (d *Dir) openSegment(at pg.LSN) error {
 	number := d.size.Number(at)
 	if d.open != nil && d.number == number {
@@ -202,12 +207,12 @@ func (d *Dir) openSegment(at pg.LSN) error {
 	if err := d.Close(); err != nil {
 		return err
 	}
-	candidates := d.files[number]
-	if len(candidates) == 0 {
+	path, ok := d.files[number]
+	if !ok {
 		name := Segment{Timeline: d.history.TimelineAt(d.size.Start(number)), Number: number}.Name(d.size)
 		return &EndError{LSN: at, Reason: fmt.Sprintf("there is no segment file %s in %s", name, d.path)}
 	}
-	f, err := os.Open(filepath.Join(d.path, candidates[0].Name(d.size)))
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
