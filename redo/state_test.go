@@ -291,11 +291,14 @@ func (c *clusterState) compare(dir string) {
 			c.t.Errorf("%s: present %v, %d bytes %.60x, want %d bytes %.60x", id, ok, len(mine), mine, len(v), v)
 		}
 	}
+	kinds := map[redo.MetaKind]int{}
 	for id := range c.meta {
+		kinds[id.kind]++
 		if _, ok := want[id]; !ok {
 			c.t.Errorf("%s should not be there", id)
 		}
 	}
+	c.t.Logf("compared objects, by kind: %v", kinds)
 }
 
 // compareSLRUs knows one tolerance: pages of zeros may lack on either side, as the end of a file does.
@@ -314,6 +317,18 @@ func (c *clusterState) compareSLRUs(want map[pg.PageKey]pg.Page) {
 	}
 	slices.SortFunc(sorted, pg.PageKey.Compare)
 	pages := map[string]int{}
+	segments := func(m map[pg.PageKey]pg.Page) (names []string) {
+		for _, k := range sorted {
+			s, _ := k.SLRU()
+			if name := s.Dir() + "/" + pg.SLRUSegmentName(k.Block/pg.SLRUPagesPerSegment); m[k] != nil && !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+		return names
+	}
+	if mine, theirs := segments(c.slru), segments(want); !slices.Equal(mine, theirs) {
+		c.t.Errorf("segments %v, want %v", mine, theirs)
+	}
 	for _, k := range sorted {
 		mine, theirs := c.slru[k], want[k]
 		if mine == nil {
@@ -331,7 +346,7 @@ func (c *clusterState) compareSLRUs(want map[pg.PageKey]pg.Page) {
 			}
 		}
 	}
-	c.t.Logf("compared SLRU pages: %v", pages)
+	c.t.Logf("compared SLRU pages: %v of segments %v", pages, segments(want))
 }
 
 // TestStateOfStoppedPrimary replays the mixed workload and holds all that is no relation page against the primary's files.
