@@ -308,8 +308,8 @@ func (c *checker) endPage() {
 		}
 		has := e.exists && block < e.blocks
 		if v.kind == KindMissing {
-			if has {
-				c.violation(v.lsn, "is marked as missing but lies inside its fork of %d blocks", e.blocks)
+			if before, err := c.r.sizeAt(c.p.branch(), fork, v.lsn-1); err != nil || has && before.exists && block < before.blocks {
+				c.violation(v.lsn, "is marked as missing but lies inside its fork of %d blocks: %v", e.blocks, err)
 			}
 			continue
 		}
@@ -344,4 +344,3 @@ func (c *checker) forgiven(fork pg.RelFork, block uint32, lsn pg.LSN) bool {
 	floor, cut, err := c.r.floor(c.p.branch(), fork, e, block)
 	return err == nil && cut && floor.lsn > lsn
 }
-

@@ -134,6 +134,9 @@ func Open(opt Options) (*Store, error) {
 	if err := s.fs.MkdirAll(opt.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	if err := syncDir(s.fs, s.fs.PathDir(opt.Dir)); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
 	var err error
 	if s.lock, err = lockDir(opt.FS, opt.Dir); err != nil {
 		return nil, err
@@ -159,6 +162,9 @@ func Open(opt Options) (*Store, error) {
 	if s.db, err = pebble.Open(s.fs.PathJoin(opt.Dir, "pebble"), s.dbOpt); err != nil {
 		s.dbOpt.Cache.Unref()
 		return nil, fmt.Errorf("open store %s: %w", opt.Dir, err)
+	}
+	if err := syncDir(s.fs, opt.Dir); err != nil { // its database is new, perhaps
+		return nil, errors.Join(fmt.Errorf("open store: %w", err), s.db.Close())
 	}
 	s.publish()
 	if err := s.loadBranches(); err != nil {
@@ -349,6 +355,10 @@ func writeFile(fs vfs.FS, dir, name, text string) error {
 	if err := fs.Rename(tmp, path); err != nil {
 		return err
 	}
+	return syncDir(fs, dir)
+}
+
+func syncDir(fs vfs.FS, dir string) error {
 	d, err := fs.OpenDir(dir)
 	if err != nil {
 		return err

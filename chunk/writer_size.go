@@ -81,7 +81,11 @@ func (w *Writer) raise(fork pg.RelFork, blocks uint32) error {
 	if cur.lsn == w.lsn && cur.shrinks() {
 		return w.fail(fmt.Errorf("branch %d: %s grows to %d blocks in the record at %s that cut it off", w.b.num, fork, blocks, w.lsn))
 	}
-	return w.setSize(fork, sizeEntry{op: sizeGrow, exists: true, blocks: blocks, link: cur.lastShrink()})
+	op := uint8(sizeGrow)
+	if blocks == 0 {
+		op = sizeCreate
+	}
+	return w.setSize(fork, sizeEntry{op: op, exists: true, blocks: blocks, link: cur.lastShrink()})
 }
 
 // grow makes a page's fork hold it.
