@@ -145,11 +145,11 @@ func (s *Server) Standby(ctx context.Context, name string, cfg Config) (*Server,
 
 // WaitReplayed waits until a standby has replayed up to an LSN.
 func (s *Server) WaitReplayed(ctx context.Context, lsn string) error {
-	return s.waitTrue(ctx, fmt.Sprintf("select coalesce(pg_last_wal_replay_lsn() >= '%s', false)", lsn))
+	return s.WaitTrue(ctx, fmt.Sprintf("select coalesce(pg_last_wal_replay_lsn() >= '%s', false)", lsn))
 }
 
-// waitTrue waits until a query returns true.
-func (s *Server) waitTrue(ctx context.Context, query string) error {
+// WaitTrue waits until a query in database postgres returns true.
+func (s *Server) WaitTrue(ctx context.Context, query string) error {
 	conn, err := s.Conn(ctx, "postgres")
 	if err != nil {
 		return fmt.Errorf("wait until %s: %w; log: %s", abbreviate(query), err, s.LogTail())

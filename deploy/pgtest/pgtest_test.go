@@ -160,13 +160,13 @@ func TestStartReportsWhyAServerEnds(t *testing.T) {
 	}
 }
 
-// orphanEnv makes the test binary the process that starts a server and is killed.
-const orphanEnv = "PGTEST_ORPHAN"
+// orphanArg before a directory as last argument makes the test binary the process that starts a server and is killed.
+const orphanArg = "orphan="
 
 // TestServerEndsWithAKilledTest starts a server from a process of its own, kills that process and waits for the server's end.
 func TestServerEndsWithAKilledTest(t *testing.T) {
-	if os.Getenv(orphanEnv) != "" {
-		s, err := pgtest.Start(t.Context(), pgtest.Config{Dir: os.Getenv(orphanEnv)})
+	if dir, ok := strings.CutPrefix(os.Args[len(os.Args)-1], orphanArg); ok {
+		s, err := pgtest.Start(t.Context(), pgtest.Config{Dir: dir})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -176,8 +176,7 @@ func TestServerEndsWithAKilledTest(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestServerEndsWithAKilledTest$")
-	cmd.Env = append(os.Environ(), orphanEnv+"="+filepath.Join(t.TempDir(), "server"))
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestServerEndsWithAKilledTest$", orphanArg+filepath.Join(t.TempDir(), "server"))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

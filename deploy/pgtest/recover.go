@@ -82,9 +82,9 @@ func (s *Server) recoverTo(ctx context.Context, r Recovery) error {
 		return err
 	}
 	if r.Promote {
-		return s.waitTrue(ctx, "select not pg_is_in_recovery()")
+		return s.WaitTrue(ctx, "select not pg_is_in_recovery()")
 	}
-	return s.waitTrue(ctx, "select pg_get_wal_replay_pause_state() = 'paused'")
+	return s.WaitTrue(ctx, "select pg_get_wal_replay_pause_state() = 'paused'")
 }
 
 // takeLocations empties tablespace locations and keeps other servers off them until Close.

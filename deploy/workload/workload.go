@@ -154,20 +154,46 @@ func (r *run) mixed(ctx context.Context, round int) error {
 	return r.mark(ctx, fmt.Sprintf("mixed %d", round))
 }
 
+// quietly runs do without autovacuum: a worker's snapshot would keep the vacuums of do from removing what they are there to
+// remove, and with that from writing their records.
+func (r *run) quietly(ctx context.Context, do func() error) error {
+	if err := r.setAutovacuum(ctx, "alter system set autovacuum = off", "not exists"); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return r.setAutovacuum(ctx, "alter system reset autovacuum", "exists")
+}
+
+// setAutovacuum changes the setting and waits until the server's processes are there or gone.
+func (r *run) setAutovacuum(ctx context.Context, sql, launched string) error {
+	if _, err := r.server.SQL(ctx, "postgres", sql, "select pg_reload_conf()"); err != nil {
+		return err
+	}
+	return r.server.WaitTrue(ctx, "select "+launched+" (select from pg_stat_activity where backend_type like 'autovacuum %')")
+}
+
 func (r *run) mixedSections(ctx context.Context, round int, vars map[string]string) error {
-	sections := []string{"10_btree", "20_heap", "30_storage"}
+	err := r.quietly(ctx, func() error { return r.mixedScripts(ctx, round, vars, "10_btree", "20_heap") })
+	if err != nil {
+		return err
+	}
+	sections := []string{"30_storage"}
 	if round == 1 {
 		sections = append(sections, "40_catalog")
 	}
-	for _, name := range sections {
-		if err := r.script(ctx, "mixed/"+name+".sql", round, vars); err != nil {
-			return err
-		}
+	if err := r.mixedScripts(ctx, round, vars, sections...); err != nil {
+		return err
 	}
 	if err := r.concurrent(ctx, round); err != nil {
 		return err
 	}
-	for _, name := range []string{"50_databases", "60_xact"} {
+	return r.mixedScripts(ctx, round, vars, "50_databases", "60_xact")
+}
+
+func (r *run) mixedScripts(ctx context.Context, round int, vars map[string]string, names ...string) error {
+	for _, name := range names {
 		if err := r.script(ctx, "mixed/"+name+".sql", round, vars); err != nil {
 			return err
 		}
@@ -176,6 +202,10 @@ func (r *run) mixedSections(ctx context.Context, round int, vars map[string]stri
 }
 
 func (r *run) indexes(ctx context.Context, round int) error {
+	return r.quietly(ctx, func() error { return r.indexScripts(ctx, round) })
+}
+
+func (r *run) indexScripts(ctx context.Context, round int) error {
 	names, err := fs.Glob(scripts, "sql/indexes/*.sql")
 	if err != nil {
 		return err

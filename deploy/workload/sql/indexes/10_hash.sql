@@ -17,13 +17,13 @@ vacuum h;
 -- a full page with items that a scan has marked dead is cleaned by an insert
 create table h2(a int) with (autovacuum_enabled = off);
 create index on h2 using hash(a);
-insert into h2 select 1 from generate_series(1, 2000);
+insert into h2 select 1 from generate_series(1, 1000);
 delete from h2;
 select txid_current();
 set enable_seqscan = off; set enable_bitmapscan = off;
 select count(*) from h2 where a = 1;
 select count(*) from h2 where a = 1;
-insert into h2 select 1 from generate_series(1, 2000);
+insert into h2 select 1 from generate_series(1, 1000);
 reset enable_seqscan; reset enable_bitmapscan;
 
 create unlogged table hu(a int);
@@ -38,11 +38,11 @@ vacuum h;
 -- squeezes that change both pages, also onto a page that just became the target
 create table h3(a int, b int);
 create index on h3 using hash(a);
-insert into h3 select 1, g from generate_series(1, 3000) g;
-insert into h3 select 2, g from generate_series(1, 3000) g;
+insert into h3 select 1, g from generate_series(1, 1300) g;
+insert into h3 select 2, g from generate_series(1, 1300) g;
 delete from h3 where b % 3 <> 0;
 vacuum h3;
-insert into h3 select 1, g from generate_series(1, 3000) g;
+insert into h3 select 1, g from generate_series(1, 1300) g;
 delete from h3 where b % 2 = 0;
 vacuum h3;
 delete from h3;

@@ -11,9 +11,9 @@ insert into sp
 		('10.' || g % 256 || '.' || (g / 256) % 256 || '.1')::inet, int4range(g % 1000, g % 1000 + 5)
 	from generate_series(1, :n) g;
 -- identical keys
-insert into sp select g, repeat('z', (g % 400)), point(g % 3, g % 3) from generate_series(1, 1500) g;
+insert into sp select g, repeat('z', (g % 400)), point(g % 3, g % 3) from generate_series(1, 900) g;
 -- keys that add nodes and split prefixes
-insert into sp select g, 'q' || chr(33 + g % 90) || chr(33 + g % 83) || g, null, null, null from generate_series(1, 2000) g;
+insert into sp select g, 'q' || chr(33 + g % 90) || chr(33 + g % 83) || g, null, null, null from generate_series(1, 1300) g;
 insert into sp(t) select repeat('common prefix that is long ', 10) || g from generate_series(1, 500) g;
 insert into sp(t) values ('common pre'), ('common prefix that IS'), ('c'), ('');
 delete from sp where id % 2 = 0;
