@@ -1,0 +1,551 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"everpage/chunk"
+	"everpage/chunk/ingest"
+	"everpage/redo"
+	"everpage/wal"
+	"everpage/wal/pg"
+	"everpage/wal/stream"
+)
+
+// final compares the store at one LSN with a data directory that was stopped there.
+type final struct {
+	run *run
+	at  pg.LSN
+	ctx context.Context
+
+	rep      *FinalReport
+	control  pg.ControlFile
+	state    *redo.ControlState
+	theirs   map[pg.RelFork]uint32 // blocks of each fork, as far as files were seen
+	unlogged map[pg.RelFileLocator]bool
+	slrus    map[slruSegment]bool
+	objects  map[objectKey]bool
+	ours     [pg.BlockSize]byte
+	buf      []byte
+}
+
+type slruSegment struct {
+	slru    pg.SLRU
+	segment uint32
+}
+
+type objectKey struct {
+	kind redo.MetaKind
+	id   [2]uint32
+}
+
+// The differences that WAL doesn't define.
+const (
+	tolLSN       = "page LSN, checksum and hint bits only"
+	tolZero      = "a new page on one side"
+	tolVMEmpty   = "empty visibility map page on one side"
+	tolVMMissing = "visibility bits that only the primary has"
+	tolSequence  = "sequence values logged ahead"
+	tolSPGist    = "SP-GiST metapage cache"
+	tolBeyond    = "SLRU bytes beyond the next id"
+)
+
+func (f *final) compare() error {
+	r := f.run
+	f.rep = &FinalReport{Tolerated: map[string]uint64{}}
+	r.report.Final = f.rep
+	f.theirs, f.slrus, f.objects = map[pg.RelFork]uint32{}, map[slruSegment]bool{}, map[objectKey]bool{}
+	f.unlogged, f.buf = map[pg.RelFileLocator]bool{}, make([]byte, pg.BlockSize)
+	var err error
+	if f.control, err = readControl(r.o.Final); err != nil {
+		return fmt.Errorf("final: %w", err)
+	}
+	if f.control.SystemID != r.control.SystemID {
+		return fmt.Errorf("final %s is of system %d, the base is of %d", r.o.Final, f.control.SystemID, r.control.SystemID)
+	}
+	if f.control.State != pg.DBShutdowned {
+		return fmt.Errorf("final %s was not stopped cleanly", r.o.Final)
+	}
+	if f.state, err = ingest.LoadState(r.store, branch, f.at); err != nil {
+		return err
+	}
+	if err := f.controlState(); err != nil {
+		return err
+	}
+	if _, err := stream.Directory(f.ctx, r.o.Final, f.file); err != nil {
+		return err
+	}
+	return f.onlyOurs()
+}
+
+func (f *final) differs(what, text string) {
+	f.run.report.mismatch(Mismatch{LSN: f.at, Record: "final", Page: what, Text: text})
+}
+
+func (f *final) file(b stream.BackupFile) error {
+	kind, err := pg.Classify(b.Name)
+	if err != nil {
+		return err
+	}
+	switch kind.Kind {
+	case pg.FileRelation:
+		err = f.relation(b, kind)
+	case pg.FileSLRU:
+		err = f.slru(b, kind)
+	case pg.FileRelMap:
+		err = f.object(b, redo.MetaRelMap, [2]uint32{kind.Spc, kind.DB})
+	case pg.FileTwoPhase:
+		err = f.object(b, redo.MetaTwoPhase, [2]uint32{kind.XID.XID()})
+	case pg.FileVersion:
+		if kind.DB != 0 {
+			err = f.object(b, redo.MetaDatabase, [2]uint32{kind.Spc, kind.DB})
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("final: %s: %w", b.Name, err)
+	}
+	return f.ctx.Err()
+}
+
+// relation compares one segment file of a fork, block by block.
+func (f *final) relation(b stream.BackupFile, kind pg.File) error {
+	first := kind.Segment * pg.SegmentBlocks
+	blocks := uint32(b.Size / pg.BlockSize)
+	f.theirs[kind.Rel] = max(f.theirs[kind.Rel], first+blocks)
+	if kind.Rel.Fork == pg.InitFork {
+		f.unlogged[kind.Rel.RelFileLocator] = true
+	}
+	if kind.Rel.Fork == pg.FSMFork {
+		return nil // free space maps are not logged
+	}
+	size, exists, err := f.run.store.Size(branch, kind.Rel, f.at)
+	if err != nil {
+		return err
+	}
+	if !exists {
+		return f.unknownRelation(b, kind, blocks)
+	}
+	for i := range blocks {
+		if _, err := io.ReadFull(b.Reader, f.buf); err != nil {
+			return err
+		}
+		if err := f.block(pg.PageKey{RelFork: kind.Rel, Block: first + i}, size, f.buf); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unknownRelation is a fork that only the primary has: of pages that are all empty, or a wrong store.
+func (f *final) unknownRelation(b stream.BackupFile, kind pg.File, blocks uint32) error {
+	for range blocks {
+		if _, err := io.ReadFull(b.Reader, f.buf); err != nil {
+			return err
+		}
+		page := pg.Page(f.buf)
+		switch {
+		case page.IsZero():
+			f.rep.Tolerated[tolZero]++
+		case kind.Rel.Fork == pg.VMFork && emptyMap(page):
+			f.rep.Tolerated[tolVMEmpty]++
+		case kind.Rel.Fork == pg.VMFork:
+			f.rep.Tolerated[tolVMMissing]++
+		default:
+			f.differs(kind.Rel.String(), fmt.Sprintf("only the primary has it, with %d blocks", blocks))
+			return nil
+		}
+	}
+	return nil
+}
+
+func emptyMap(p pg.Page) bool { return pg.Page(p[pg.PageHeaderSize:]).IsZero() }
+
+// block compares one page.
+func (f *final) block(key pg.PageKey, size uint32, theirs pg.Page) error {
+	f.rep.Pages++
+	ours := pg.Page(f.ours[:])
+	if key.Block >= size {
+		clear(ours)
+	} else if err := f.run.store.Page(f.ctx, branch, key, f.at, ours); err != nil {
+		var damaged *chunk.DamagedError
+		if errors.As(err, &damaged) {
+			f.run.report.Damaged++
+			return nil
+		}
+		f.differs(key.String(), err.Error())
+		return nil
+	}
+	if key.Fork == pg.VMFork {
+		f.visibilityMap(key, ours, theirs)
+		return nil
+	}
+	switch {
+	case bytes.Equal(ours, theirs):
+		f.rep.Identical++
+		return nil
+	case theirs.IsZero() && ours.IsZero():
+		return nil
+	case theirs.IsZero() && key.Block >= size, ours.IsZero() && theirs.IsNew():
+		f.rep.Tolerated[tolZero]++
+		return nil
+	}
+	kind := kindOf(theirs)
+	image := append(pg.Page{}, theirs...)
+	if kind == pageSequence && kindOf(ours) == pageSequence {
+		maskSequenceValue(ours)
+		maskSequenceValue(theirs)
+	}
+	for _, p := range []pg.Page{ours, theirs} {
+		if err := maskKind(kind, p, key); err != nil {
+			f.differs(key.String(), err.Error())
+			return nil
+		}
+	}
+	if at := firstDiff(ours, theirs); at >= 0 {
+		if kind == pageSPGist && key.Block == 0 && spgistCacheOnly(ours, theirs) {
+			f.rep.Tolerated[tolSPGist]++
+			return nil
+		}
+		f.run.report.mismatch(Mismatch{
+			LSN: f.at, Record: "final", Page: key.String(), Offset: at, Ours: firstBytes(ours, at), Theirs: firstBytes(theirs, at),
+			Text: fmt.Sprintf("%s page with LSN %s", kind, image.LSN()),
+		})
+		return nil
+	}
+	if kind == pageSequence {
+		f.rep.Tolerated[tolSequence]++
+	} else {
+		f.rep.Tolerated[tolLSN]++
+	}
+	return nil
+}
+
+func firstDiff(a, b []byte) int {
+	for i := range a {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return -1
+}
+
+// visibilityMap: our bits must be a subset of the primary's. Its LSN and hint bits don't count.
+func (f *final) visibilityMap(key pg.PageKey, ours, theirs pg.Page) {
+	a, b := ours[pg.PageHeaderSize:], theirs[pg.PageHeaderSize:]
+	if bytes.Equal(a, b) {
+		f.rep.Identical++
+		return
+	}
+	for i := range a {
+		if extra := a[i] &^ b[i]; extra != 0 {
+			f.run.report.mismatch(Mismatch{
+				LSN: f.at, Record: "final", Page: key.String(), Offset: pg.PageHeaderSize + i, Ours: firstBytes(a, i), Theirs: firstBytes(b, i),
+				Text: "visibility bits that the primary does not have",
+			})
+			return
+		}
+	}
+	f.rep.Tolerated[tolVMMissing]++
+}
+
+// onlyOurs looks for what the primary doesn't have.
+func (f *final) onlyOurs() error {
+	s := f.run.store
+	err := s.Relations(f.ctx, branch, f.at, pg.RelFork{}, func(fork pg.RelFork, blocks uint32) error {
+		theirs, ok := f.theirs[fork]
+		if fork.Fork == pg.FSMFork || f.unlogged[fork.RelFileLocator] && fork.Fork != pg.InitFork {
+			return nil
+		}
+		if !ok && blocks > 0 || blocks > theirs {
+			return f.surplus(fork, theirs, blocks)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, slru := range pg.SLRUs() {
+		if err := s.SLRUSegments(branch, slru, f.at, func(segment, _ uint32) error {
+			if !f.slrus[slruSegment{slru, segment}] {
+				f.differs(slru.Dir()+"/"+pg.SLRUSegmentName(segment), "the primary does not have this segment")
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	for _, kind := range []redo.MetaKind{redo.MetaRelMap, redo.MetaTwoPhase, redo.MetaDatabase} {
+		if err := s.MetaAll(branch, kind, f.at, func(id [2]uint32, _ pg.LSN, _ []byte) error {
+			if !f.objects[objectKey{kind, id}] {
+				f.differs(objectName(kind, id), "the primary does not have it")
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// surplus are blocks that only we have: they must be zero (a visibility map's may be empty pages).
+func (f *final) surplus(fork pg.RelFork, theirs, ours uint32) error {
+	page := pg.Page(f.ours[:])
+	for b := theirs; b < ours; b++ {
+		key := pg.PageKey{RelFork: fork, Block: b}
+		if err := f.run.store.Page(f.ctx, branch, key, f.at, page); err != nil {
+			var damaged *chunk.DamagedError
+			if errors.As(err, &damaged) {
+				f.run.report.Damaged++
+				continue
+			}
+			return err
+		}
+		switch {
+		case page.IsZero():
+			f.rep.Tolerated[tolZero]++
+		case fork.Fork == pg.VMFork && emptyMap(page):
+			f.rep.Tolerated[tolVMEmpty]++
+		default:
+			f.differs(key.String(), fmt.Sprintf("only we have it: the primary's fork has %d blocks", theirs))
+			return nil
+		}
+	}
+	return nil
+}
+
+func objectName(kind redo.MetaKind, id [2]uint32) string {
+	switch kind {
+	case redo.MetaRelMap:
+		return fmt.Sprintf("relation map of database %d in tablespace %d", id[1], id[0])
+	case redo.MetaTwoPhase:
+		return fmt.Sprintf("state of prepared transaction %d", id[0])
+	case redo.MetaDatabase:
+		return fmt.Sprintf("PG_VERSION of database %d in tablespace %d", id[1], id[0])
+	}
+	return fmt.Sprintf("object %d %v", kind, id)
+}
+
+// object compares a small file.
+func (f *final) object(b stream.BackupFile, kind redo.MetaKind, id [2]uint32) error {
+	theirs, err := io.ReadAll(b.Reader)
+	if err != nil {
+		return err
+	}
+	f.objects[objectKey{kind, id}] = true
+	ours, _, ok, err := f.run.store.Meta(branch, kind, id, f.at)
+	if err != nil {
+		return err
+	}
+	f.rep.Objects++
+	if !ok {
+		f.differs(objectName(kind, id), "only the primary has it")
+	} else if at := firstDiff(ours[:min(len(ours), len(theirs))], theirs); len(ours) != len(theirs) || at >= 0 {
+		f.differs(objectName(kind, id), fmt.Sprintf("%d bytes of ours differ from the primary's %d at offset %d", len(ours), len(theirs), at))
+	}
+	return nil
+}
+
+// controlState compares the counters of pg_control with the shutdown checkpoint's.
+func (f *final) controlState() error {
+	ours, theirs := f.run.control, f.control.Copy
+	f.state.Fill(&ours)
+	c := ours.Copy
+	f.rep.Objects++
+	for _, v := range []struct {
+		name         string
+		ours, theirs uint64
+	}{
+		{"next transaction id", uint64(c.NextXID), uint64(theirs.NextXID)},
+		{"next OID", uint64(c.NextOid), uint64(theirs.NextOid)},
+		{"next multixact", uint64(c.NextMulti), uint64(theirs.NextMulti)},
+		{"next multixact offset", uint64(c.NextMultiOffset), uint64(theirs.NextMultiOffset)},
+		{"oldest transaction id", uint64(c.OldestXID), uint64(theirs.OldestXID)},
+		{"database of the oldest transaction id", uint64(c.OldestXIDDB), uint64(theirs.OldestXIDDB)},
+		{"oldest multixact", uint64(c.OldestMulti), uint64(theirs.OldestMulti)},
+		{"database of the oldest multixact", uint64(c.OldestMultiDB), uint64(theirs.OldestMultiDB)},
+		{"oldest commit timestamp", uint64(c.OldestCommitTs), uint64(theirs.OldestCommitTs)},
+		{"newest commit timestamp", uint64(c.NewestCommitTs), uint64(theirs.NewestCommitTs)},
+		{"timeline", uint64(c.Timeline), uint64(theirs.Timeline)},
+		{"max_connections", uint64(ours.MaxConnections), uint64(f.control.MaxConnections)},
+		{"wal_level", uint64(ours.WALLevel), uint64(f.control.WALLevel)},
+	} {
+		if v.ours != v.theirs {
+			f.differs("pg_control", fmt.Sprintf("%s: ours %d, the primary's %d", v.name, v.ours, v.theirs))
+		}
+	}
+	return nil
+}
+
+// slru compares one segment. Bytes beyond the next id are not defined: a primary may have them from transactions that crashed.
+func (f *final) slru(b stream.BackupFile, kind pg.File) error {
+	f.slrus[slruSegment{kind.SLRU, kind.Segment}] = true
+	var pages uint32
+	exists := false
+	if err := f.run.store.SLRUSegments(branch, kind.SLRU, f.at, func(segment, n uint32) error {
+		if segment == kind.Segment {
+			pages, exists = n, true
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	name := kind.SLRU.Dir() + "/" + pg.SLRUSegmentName(kind.Segment)
+	if !exists {
+		f.differs(name, "only the primary has this segment")
+		return nil
+	}
+	f.rep.Objects++
+	n := uint32(b.Size / pg.BlockSize)
+	for i := range max(n, pages) {
+		key := pg.SLRUPage(kind.SLRU, kind.Segment*pg.SLRUPagesPerSegment+i)
+		ours, theirs := pg.Page(f.ours[:]), f.buf
+		clear(ours)
+		clear(theirs)
+		if i < pages {
+			if err := f.run.store.Page(f.ctx, branch, key, f.at, ours); err != nil {
+				f.differs(key.String(), err.Error())
+				continue
+			}
+		}
+		if i < n {
+			if _, err := io.ReadFull(b.Reader, theirs); err != nil {
+				return err
+			}
+		}
+		at := firstDiff(ours, theirs)
+		if at < 0 {
+			continue
+		}
+		if f.beyond(kind.SLRU, key.Block, at) {
+			f.rep.Tolerated[tolBeyond]++
+			continue
+		}
+		f.run.report.mismatch(Mismatch{LSN: f.at, Record: "final", Page: key.String(), Offset: at, Ours: firstBytes(ours, at), Theirs: firstBytes(theirs, at)})
+	}
+	return nil
+}
+
+// beyond tells whether an offset of an SLRU page belongs to an id that was not given out yet.
+func (f *final) beyond(slru pg.SLRU, page uint32, offset int) bool {
+	entry := func(perPage, id uint32) bool { return id >= page*perPage && page == id/perPage }
+	switch slru {
+	case pg.Xact:
+		next := f.state.NextXID.XID()
+		return entry(pg.XactsPerPage, next) && uint32(offset)*4+3 >= next%pg.XactsPerPage
+	case pg.CommitTs:
+		next := f.state.NextXID.XID()
+		return entry(pg.CommitTsPerPage, next) && uint32(offset)/pg.CommitTsEntrySize >= next%pg.CommitTsPerPage
+	case pg.MultiXactOffsets:
+		next := f.state.NextMulti
+		return entry(pg.MultiXactOffsetsPerPage, next) && uint32(offset)/4 >= next%pg.MultiXactOffsetsPerPage
+	case pg.MultiXactMembers:
+		next := f.state.NextMultiOffset
+		group := next % pg.MembersPerPage / pg.MembersPerGroup
+		return entry(pg.MembersPerPage, next) && uint32(offset)/pg.MemberGroupSize > group
+	}
+	return false
+}
+
+// pageKind is what a page is, told by its special area.
+type pageKind string
+
+const (
+	pageHeap     pageKind = "heap"
+	pageBtree    pageKind = "btree"
+	pageHash     pageKind = "hash"
+	pageGist     pageKind = "gist"
+	pageSPGist   pageKind = "spgist"
+	pageGin      pageKind = "gin"
+	pageBRIN     pageKind = "brin"
+	pageBloom    pageKind = "bloom"
+	pageSequence pageKind = "sequence"
+	pageUnknown  pageKind = "unknown"
+)
+
+func kindOf(p pg.Page) pageKind {
+	sp := int(p.Special())
+	if sp == pg.BlockSize || !p.Valid() {
+		return pageHeap
+	}
+	last := binary.LittleEndian.Uint16(p[pg.BlockSize-2:])
+	switch pg.BlockSize - sp {
+	case 16:
+		switch {
+		case last == 0xFF80:
+			return pageHash
+		case last == 0xFF81:
+			return pageGist
+		case last == 0xFF82:
+			return pageSPGist
+		case last <= 0xFF7F:
+			return pageBtree
+		}
+	case 8:
+		switch {
+		case last == 0xF091, last == 0xF092, last == 0xF093:
+			return pageBRIN
+		case last == 0xFF82:
+			return pageSPGist
+		case last == 0xFF83:
+			return pageBloom
+		case binary.LittleEndian.Uint32(p[sp:]) == 0x1717:
+			return pageSequence
+		}
+		return pageGin
+	}
+	return pageUnknown
+}
+
+var kindRmgrs = map[pageKind]wal.Rmgr{
+	pageHeap: wal.RmHeap, pageBtree: wal.RmBtree, pageHash: wal.RmHash, pageGist: wal.RmGist, pageSPGist: wal.RmSPGist, pageGin: wal.RmGin,
+	pageBRIN: wal.RmBRIN, pageBloom: wal.RmGeneric, pageSequence: wal.RmSequence,
+}
+
+// B-tree: the metapage's vacuum counters are set without WAL. GiST: redo marks deleted tuples, the primary doesn't.
+const (
+	btreeMetaFlag      = 1 << 3
+	btreeMetaCounters  = 28 // offset of btm_last_cleanup_num_delpages behind the page header, 16 bytes with the tuple count
+	gistTuplesDeleted  = 1 << 2
+	sequenceValueBytes = 17 // last_value, log_cnt, is_called
+)
+
+func maskKind(kind pageKind, p pg.Page, key pg.PageKey) error {
+	rmgr, ok := kindRmgrs[kind]
+	if !ok {
+		return fmt.Errorf("a page of a kind that is not known (special area at %d)", p.Special())
+	}
+	sp := int(p.Special())
+	switch kind {
+	case pageBtree:
+		if binary.LittleEndian.Uint16(p[sp+12:])&btreeMetaFlag != 0 {
+			clear(p[pg.PageHeaderSize+btreeMetaCounters : pg.PageHeaderSize+btreeMetaCounters+16])
+		}
+	case pageGist:
+		flags := binary.LittleEndian.Uint16(p[sp+12:])
+		binary.LittleEndian.PutUint16(p[sp+12:], flags&^gistTuplesDeleted)
+	}
+	return redo.Mask(rmgr, p, key)
+}
+
+// maskSequenceValue clears what a sequence logs 32 values ahead, in its only tuple.
+func maskSequenceValue(p pg.Page) {
+	if p.ItemCount() < 1 {
+		return
+	}
+	id := p.Item(1)
+	hoff := int(p[id.Offset()+22])
+	if at := id.Offset() + hoff; at+sequenceValueBytes <= pg.BlockSize {
+		clear(p[at : at+sequenceValueBytes])
+	}
+}
+
+// spgistCacheOnly tells whether two SP-GiST metapages differ in the cache of last used pages only, which is never logged.
+func spgistCacheOnly(a, b pg.Page) bool {
+	const magicEnd = pg.PageHeaderSize + 4
+	lower := int(a.Lower())
+	return a.Lower() == b.Lower() && lower >= magicEnd && bytes.Equal(a[:magicEnd], b[:magicEnd]) && bytes.Equal(a[lower:], b[lower:])
+}
