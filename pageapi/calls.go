@@ -121,14 +121,9 @@ func (c *Client) State(ctx context.Context, at Position) (*ClusterState, error) 
 	if err != nil {
 		return nil, fromGRPC(n.address, err)
 	}
-	st := &ClusterState{LSN: pg.LSN(resp.Lsn), ControlFile: resp.ControlFile, TimelineHistory: resp.TimelineHistory}
-	for _, d := range resp.Damage {
-		r := d.GetRel()
-		rel := pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: r.GetSpc(), DB: r.GetDb(), Rel: r.GetRel()}, Fork: pg.ForkNumber(r.GetFork())}
-		st.Damage = append(st.Damage, Damage{Key: pg.PageKey{RelFork: rel, Block: d.Block}, Since: pg.LSN(d.Since), Reason: d.Reason})
-	}
-	for _, o := range resp.Objects {
-		st.Objects = append(st.Objects, MetaObject{Kind: uint8(o.Kind), ID: [2]uint32{o.Id0, o.Id1}, Value: o.Value})
+	st, err := stateFromWire(resp)
+	if err != nil {
+		return nil, Errorf(Internal, "node %s: %w", n.address, err)
 	}
 	return st, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 
 	"everpage/cluster/placement"
+	"everpage/pageapi/datadir"
 	"everpage/wal/pg"
 )
 
@@ -56,8 +57,7 @@ type Version struct {
 // ClusterState is all that a data directory needs beside pages.
 type ClusterState struct {
 	LSN             pg.LSN
-	ControlFile     []byte // pg_control as a server that was stopped at the LSN would have it, but for the checkpoint's own position
-	Objects         []MetaObject
+	Cluster         datadir.Cluster
 	Damage          []Damage // at most a few hundred, else the first
 	TimelineHistory []byte   // the .history file of the LSN's timeline, empty for 1
 }
@@ -67,13 +67,6 @@ type Damage struct {
 	Key    pg.PageKey
 	Since  pg.LSN
 	Reason string
-}
-
-// MetaObject is one small object; Kind is a redo.MetaKind.
-type MetaObject struct {
-	Kind  uint8
-	ID    [2]uint32
-	Value []byte
 }
 
 // Target names a point in a branch's history: one of LSN, Time, XID and Name, or none of them for the newest readable LSN.

@@ -197,14 +197,8 @@ func (s *Server) GetClusterState(ctx context.Context, req *pb.GetClusterStateReq
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	resp := &pb.GetClusterStateResponse{Lsn: uint64(st.LSN), ControlFile: st.ControlFile, TimelineHistory: st.TimelineHistory}
-	for _, d := range st.Damage {
-		resp.Damage = append(resp.Damage, &pb.Damage{Rel: relToWire(d.Key.RelFork), Block: d.Key.Block, Since: uint64(d.Since), Reason: d.Reason})
-	}
-	for _, o := range st.Objects {
-		resp.Objects = append(resp.Objects, &pb.MetaObject{Kind: uint32(o.Kind), Id0: o.ID[0], Id1: o.ID[1], Value: o.Value})
-	}
-	return resp, nil
+	resp, err := stateToWire(st)
+	return resp, toGRPC(err)
 }
 
 // ResolveTarget turns a target into an LSN.

@@ -1001,7 +1001,12 @@ type GetClusterStateResponse struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Lsn             uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
 	ControlFile     []byte                 `protobuf:"bytes,2,opt,name=control_file,json=controlFile,proto3" json:"control_file,omitempty"` // pg_control as a server that was stopped at the LSN would have it, but for the checkpoint's own position
-	Objects         []*MetaObject          `protobuf:"bytes,3,rep,name=objects,proto3" json:"objects,omitempty"`
+	Databases       []*DatabaseDir         `protobuf:"bytes,3,rep,name=databases,proto3" json:"databases,omitempty"`
+	RelationMaps    []*RelationMap         `protobuf:"bytes,6,rep,name=relation_maps,json=relationMaps,proto3" json:"relation_maps,omitempty"`
+	Tablespaces     []*Tablespace          `protobuf:"bytes,7,rep,name=tablespaces,proto3" json:"tablespaces,omitempty"`
+	TwoPhase        []*TwoPhase            `protobuf:"bytes,8,rep,name=two_phase,json=twoPhase,proto3" json:"two_phase,omitempty"`
+	Origins         []*Origin              `protobuf:"bytes,9,rep,name=origins,proto3" json:"origins,omitempty"`
+	Files           []*ConfigFile          `protobuf:"bytes,10,rep,name=files,proto3" json:"files,omitempty"`
 	Damage          []*Damage              `protobuf:"bytes,4,rep,name=damage,proto3" json:"damage,omitempty"`                                          // what can't be served at this LSN; at most a few hundred, else the first
 	TimelineHistory []byte                 `protobuf:"bytes,5,opt,name=timeline_history,json=timelineHistory,proto3" json:"timeline_history,omitempty"` // the .history file of the LSN's timeline, empty for 1
 	unknownFields   protoimpl.UnknownFields
@@ -1052,9 +1057,44 @@ func (x *GetClusterStateResponse) GetControlFile() []byte {
 	return nil
 }
 
-func (x *GetClusterStateResponse) GetObjects() []*MetaObject {
+func (x *GetClusterStateResponse) GetDatabases() []*DatabaseDir {
 	if x != nil {
-		return x.Objects
+		return x.Databases
+	}
+	return nil
+}
+
+func (x *GetClusterStateResponse) GetRelationMaps() []*RelationMap {
+	if x != nil {
+		return x.RelationMaps
+	}
+	return nil
+}
+
+func (x *GetClusterStateResponse) GetTablespaces() []*Tablespace {
+	if x != nil {
+		return x.Tablespaces
+	}
+	return nil
+}
+
+func (x *GetClusterStateResponse) GetTwoPhase() []*TwoPhase {
+	if x != nil {
+		return x.TwoPhase
+	}
+	return nil
+}
+
+func (x *GetClusterStateResponse) GetOrigins() []*Origin {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+func (x *GetClusterStateResponse) GetFiles() []*ConfigFile {
+	if x != nil {
+		return x.Files
 	}
 	return nil
 }
@@ -1141,31 +1181,30 @@ func (x *Damage) GetReason() string {
 	return ""
 }
 
-// MetaObject is one small versioned object: relation map, two-phase state, tablespace, database, origin, configuration file.
-type MetaObject struct {
+// DatabaseDir is a database's directory in its default tablespace.
+type DatabaseDir struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          uint32                 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Id0           uint32                 `protobuf:"varint,2,opt,name=id0,proto3" json:"id0,omitempty"`
-	Id1           uint32                 `protobuf:"varint,3,opt,name=id1,proto3" json:"id1,omitempty"`
-	Value         []byte                 `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`
+	Spc           uint32                 `protobuf:"varint,1,opt,name=spc,proto3" json:"spc,omitempty"`
+	Db            uint32                 `protobuf:"varint,2,opt,name=db,proto3" json:"db,omitempty"`
+	Version       []byte                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"` // content of PG_VERSION
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *MetaObject) Reset() {
-	*x = MetaObject{}
+func (x *DatabaseDir) Reset() {
+	*x = DatabaseDir{}
 	mi := &file_everpage_v1_page_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *MetaObject) String() string {
+func (x *DatabaseDir) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*MetaObject) ProtoMessage() {}
+func (*DatabaseDir) ProtoMessage() {}
 
-func (x *MetaObject) ProtoReflect() protoreflect.Message {
+func (x *DatabaseDir) ProtoReflect() protoreflect.Message {
 	mi := &file_everpage_v1_page_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1177,35 +1216,307 @@ func (x *MetaObject) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use MetaObject.ProtoReflect.Descriptor instead.
-func (*MetaObject) Descriptor() ([]byte, []int) {
+// Deprecated: Use DatabaseDir.ProtoReflect.Descriptor instead.
+func (*DatabaseDir) Descriptor() ([]byte, []int) {
 	return file_everpage_v1_page_proto_rawDescGZIP(), []int{18}
 }
 
-func (x *MetaObject) GetKind() uint32 {
+func (x *DatabaseDir) GetSpc() uint32 {
 	if x != nil {
-		return x.Kind
+		return x.Spc
 	}
 	return 0
 }
 
-func (x *MetaObject) GetId0() uint32 {
+func (x *DatabaseDir) GetDb() uint32 {
 	if x != nil {
-		return x.Id0
+		return x.Db
 	}
 	return 0
 }
 
-func (x *MetaObject) GetId1() uint32 {
+func (x *DatabaseDir) GetVersion() []byte {
 	if x != nil {
-		return x.Id1
+		return x.Version
+	}
+	return nil
+}
+
+// RelationMap is one pg_filenode.map; db is 0 for the shared one.
+type RelationMap struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Spc           uint32                 `protobuf:"varint,1,opt,name=spc,proto3" json:"spc,omitempty"`
+	Db            uint32                 `protobuf:"varint,2,opt,name=db,proto3" json:"db,omitempty"`
+	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelationMap) Reset() {
+	*x = RelationMap{}
+	mi := &file_everpage_v1_page_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelationMap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelationMap) ProtoMessage() {}
+
+func (x *RelationMap) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_page_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelationMap.ProtoReflect.Descriptor instead.
+func (*RelationMap) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RelationMap) GetSpc() uint32 {
+	if x != nil {
+		return x.Spc
 	}
 	return 0
 }
 
-func (x *MetaObject) GetValue() []byte {
+func (x *RelationMap) GetDb() uint32 {
 	if x != nil {
-		return x.Value
+		return x.Db
+	}
+	return 0
+}
+
+func (x *RelationMap) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type Tablespace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Oid           uint32                 `protobuf:"varint,1,opt,name=oid,proto3" json:"oid,omitempty"`
+	Location      string                 `protobuf:"bytes,2,opt,name=location,proto3" json:"location,omitempty"` // empty for one that lies in pg_tblspc itself
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tablespace) Reset() {
+	*x = Tablespace{}
+	mi := &file_everpage_v1_page_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tablespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tablespace) ProtoMessage() {}
+
+func (x *Tablespace) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_page_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tablespace.ProtoReflect.Descriptor instead.
+func (*Tablespace) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Tablespace) GetOid() uint32 {
+	if x != nil {
+		return x.Oid
+	}
+	return 0
+}
+
+func (x *Tablespace) GetLocation() string {
+	if x != nil {
+		return x.Location
+	}
+	return ""
+}
+
+// TwoPhase is a prepared transaction's state file, with its CRC.
+type TwoPhase struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Xid           uint32                 `protobuf:"varint,1,opt,name=xid,proto3" json:"xid,omitempty"`
+	State         []byte                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TwoPhase) Reset() {
+	*x = TwoPhase{}
+	mi := &file_everpage_v1_page_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TwoPhase) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TwoPhase) ProtoMessage() {}
+
+func (x *TwoPhase) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_page_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TwoPhase.ProtoReflect.Descriptor instead.
+func (*TwoPhase) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TwoPhase) GetXid() uint32 {
+	if x != nil {
+		return x.Xid
+	}
+	return 0
+}
+
+func (x *TwoPhase) GetState() []byte {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+type Origin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	RemoteLsn     uint64                 `protobuf:"varint,2,opt,name=remote_lsn,json=remoteLsn,proto3" json:"remote_lsn,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Origin) Reset() {
+	*x = Origin{}
+	mi := &file_everpage_v1_page_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Origin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Origin) ProtoMessage() {}
+
+func (x *Origin) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_page_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Origin.ProtoReflect.Descriptor instead.
+func (*Origin) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Origin) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Origin) GetRemoteLsn() uint64 {
+	if x != nil {
+		return x.RemoteLsn
+	}
+	return 0
+}
+
+// ConfigFile is a configuration file of the base backup.
+type ConfigFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Mode          uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	Content       []byte                 `protobuf:"bytes,3,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigFile) Reset() {
+	*x = ConfigFile{}
+	mi := &file_everpage_v1_page_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigFile) ProtoMessage() {}
+
+func (x *ConfigFile) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_page_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigFile.ProtoReflect.Descriptor instead.
+func (*ConfigFile) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ConfigFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ConfigFile) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *ConfigFile) GetContent() []byte {
+	if x != nil {
+		return x.Content
 	}
 	return nil
 }
@@ -1219,7 +1530,7 @@ type ResolveTargetRequest struct {
 
 func (x *ResolveTargetRequest) Reset() {
 	*x = ResolveTargetRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[19]
+	mi := &file_everpage_v1_page_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1542,7 @@ func (x *ResolveTargetRequest) String() string {
 func (*ResolveTargetRequest) ProtoMessage() {}
 
 func (x *ResolveTargetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[19]
+	mi := &file_everpage_v1_page_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1555,7 @@ func (x *ResolveTargetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTargetRequest.ProtoReflect.Descriptor instead.
 func (*ResolveTargetRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{19}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResolveTargetRequest) GetTarget() *Target {
@@ -1265,7 +1576,7 @@ type ResolveTargetResponse struct {
 
 func (x *ResolveTargetResponse) Reset() {
 	*x = ResolveTargetResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[20]
+	mi := &file_everpage_v1_page_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1588,7 @@ func (x *ResolveTargetResponse) String() string {
 func (*ResolveTargetResponse) ProtoMessage() {}
 
 func (x *ResolveTargetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[20]
+	mi := &file_everpage_v1_page_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1601,7 @@ func (x *ResolveTargetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResolveTargetResponse.ProtoReflect.Descriptor instead.
 func (*ResolveTargetResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{20}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResolveTargetResponse) GetLsn() uint64 {
@@ -1328,7 +1639,7 @@ type CommitEntry struct {
 
 func (x *CommitEntry) Reset() {
 	*x = CommitEntry{}
-	mi := &file_everpage_v1_page_proto_msgTypes[21]
+	mi := &file_everpage_v1_page_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1651,7 @@ func (x *CommitEntry) String() string {
 func (*CommitEntry) ProtoMessage() {}
 
 func (x *CommitEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[21]
+	mi := &file_everpage_v1_page_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1664,7 @@ func (x *CommitEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitEntry.ProtoReflect.Descriptor instead.
 func (*CommitEntry) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{21}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CommitEntry) GetStartLsn() uint64 {
@@ -1409,7 +1720,7 @@ type LeaseLsnRequest struct {
 
 func (x *LeaseLsnRequest) Reset() {
 	*x = LeaseLsnRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[22]
+	mi := &file_everpage_v1_page_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1732,7 @@ func (x *LeaseLsnRequest) String() string {
 func (*LeaseLsnRequest) ProtoMessage() {}
 
 func (x *LeaseLsnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[22]
+	mi := &file_everpage_v1_page_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1745,7 @@ func (x *LeaseLsnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseLsnRequest.ProtoReflect.Descriptor instead.
 func (*LeaseLsnRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{22}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LeaseLsnRequest) GetBranch() uint32 {
@@ -1468,7 +1779,7 @@ type LeaseLsnResponse struct {
 
 func (x *LeaseLsnResponse) Reset() {
 	*x = LeaseLsnResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[23]
+	mi := &file_everpage_v1_page_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1791,7 @@ func (x *LeaseLsnResponse) String() string {
 func (*LeaseLsnResponse) ProtoMessage() {}
 
 func (x *LeaseLsnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[23]
+	mi := &file_everpage_v1_page_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1804,7 @@ func (x *LeaseLsnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseLsnResponse.ProtoReflect.Descriptor instead.
 func (*LeaseLsnResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{23}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LeaseLsnResponse) GetLease() uint64 {
@@ -1518,7 +1829,7 @@ type GetShardMapRequest struct {
 
 func (x *GetShardMapRequest) Reset() {
 	*x = GetShardMapRequest{}
-	mi := &file_everpage_v1_page_proto_msgTypes[24]
+	mi := &file_everpage_v1_page_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +1841,7 @@ func (x *GetShardMapRequest) String() string {
 func (*GetShardMapRequest) ProtoMessage() {}
 
 func (x *GetShardMapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[24]
+	mi := &file_everpage_v1_page_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +1854,7 @@ func (x *GetShardMapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardMapRequest.ProtoReflect.Descriptor instead.
 func (*GetShardMapRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{24}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{29}
 }
 
 type GetShardMapResponse struct {
@@ -1559,7 +1870,7 @@ type GetShardMapResponse struct {
 
 func (x *GetShardMapResponse) Reset() {
 	*x = GetShardMapResponse{}
-	mi := &file_everpage_v1_page_proto_msgTypes[25]
+	mi := &file_everpage_v1_page_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1882,7 @@ func (x *GetShardMapResponse) String() string {
 func (*GetShardMapResponse) ProtoMessage() {}
 
 func (x *GetShardMapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[25]
+	mi := &file_everpage_v1_page_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1895,7 @@ func (x *GetShardMapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardMapResponse.ProtoReflect.Descriptor instead.
 func (*GetShardMapResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{25}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetShardMapResponse) GetEpoch() uint64 {
@@ -1633,7 +1944,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_everpage_v1_page_proto_msgTypes[26]
+	mi := &file_everpage_v1_page_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1956,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[26]
+	mi := &file_everpage_v1_page_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1969,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{26}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Node) GetName() string {
@@ -1691,7 +2002,7 @@ type ShardReplicas struct {
 
 func (x *ShardReplicas) Reset() {
 	*x = ShardReplicas{}
-	mi := &file_everpage_v1_page_proto_msgTypes[27]
+	mi := &file_everpage_v1_page_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +2014,7 @@ func (x *ShardReplicas) String() string {
 func (*ShardReplicas) ProtoMessage() {}
 
 func (x *ShardReplicas) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_page_proto_msgTypes[27]
+	mi := &file_everpage_v1_page_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +2027,7 @@ func (x *ShardReplicas) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardReplicas.ProtoReflect.Descriptor instead.
 func (*ShardReplicas) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_page_proto_rawDescGZIP(), []int{27}
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ShardReplicas) GetNodes() []uint32 {
@@ -1802,24 +2113,48 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x16GetClusterStateRequest\x12%\n" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\xd9\x01\n" +
+	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\xea\x03\n" +
 	"\x17GetClusterStateResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12!\n" +
-	"\fcontrol_file\x18\x02 \x01(\fR\vcontrolFile\x121\n" +
-	"\aobjects\x18\x03 \x03(\v2\x17.everpage.v1.MetaObjectR\aobjects\x12+\n" +
+	"\fcontrol_file\x18\x02 \x01(\fR\vcontrolFile\x126\n" +
+	"\tdatabases\x18\x03 \x03(\v2\x18.everpage.v1.DatabaseDirR\tdatabases\x12=\n" +
+	"\rrelation_maps\x18\x06 \x03(\v2\x18.everpage.v1.RelationMapR\frelationMaps\x129\n" +
+	"\vtablespaces\x18\a \x03(\v2\x17.everpage.v1.TablespaceR\vtablespaces\x122\n" +
+	"\ttwo_phase\x18\b \x03(\v2\x15.everpage.v1.TwoPhaseR\btwoPhase\x12-\n" +
+	"\aorigins\x18\t \x03(\v2\x13.everpage.v1.OriginR\aorigins\x12-\n" +
+	"\x05files\x18\n" +
+	" \x03(\v2\x17.everpage.v1.ConfigFileR\x05files\x12+\n" +
 	"\x06damage\x18\x04 \x03(\v2\x13.everpage.v1.DamageR\x06damage\x12)\n" +
 	"\x10timeline_history\x18\x05 \x01(\fR\x0ftimelineHistory\"t\n" +
 	"\x06Damage\x12&\n" +
 	"\x03rel\x18\x01 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x14\n" +
 	"\x05block\x18\x02 \x01(\rR\x05block\x12\x14\n" +
 	"\x05since\x18\x03 \x01(\x04R\x05since\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"Z\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"I\n" +
+	"\vDatabaseDir\x12\x10\n" +
+	"\x03spc\x18\x01 \x01(\rR\x03spc\x12\x0e\n" +
+	"\x02db\x18\x02 \x01(\rR\x02db\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\fR\aversion\"C\n" +
+	"\vRelationMap\x12\x10\n" +
+	"\x03spc\x18\x01 \x01(\rR\x03spc\x12\x0e\n" +
+	"\x02db\x18\x02 \x01(\rR\x02db\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\":\n" +
 	"\n" +
-	"MetaObject\x12\x12\n" +
-	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
-	"\x03id0\x18\x02 \x01(\rR\x03id0\x12\x10\n" +
-	"\x03id1\x18\x03 \x01(\rR\x03id1\x12\x14\n" +
-	"\x05value\x18\x04 \x01(\fR\x05value\"C\n" +
+	"Tablespace\x12\x10\n" +
+	"\x03oid\x18\x01 \x01(\rR\x03oid\x12\x1a\n" +
+	"\blocation\x18\x02 \x01(\tR\blocation\"2\n" +
+	"\bTwoPhase\x12\x10\n" +
+	"\x03xid\x18\x01 \x01(\rR\x03xid\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\fR\x05state\"7\n" +
+	"\x06Origin\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x1d\n" +
+	"\n" +
+	"remote_lsn\x18\x02 \x01(\x04R\tremoteLsn\"N\n" +
+	"\n" +
+	"ConfigFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x18\n" +
+	"\acontent\x18\x03 \x01(\fR\acontent\"C\n" +
 	"\x14ResolveTargetRequest\x12+\n" +
 	"\x06target\x18\x01 \x01(\v2\x13.everpage.v1.TargetR\x06target\"o\n" +
 	"\x15ResolveTargetResponse\x12\x10\n" +
@@ -1879,7 +2214,7 @@ func file_everpage_v1_page_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_page_proto_rawDescData
 }
 
-var file_everpage_v1_page_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_everpage_v1_page_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_everpage_v1_page_proto_goTypes = []any{
 	(*GetPagesRequest)(nil),          // 0: everpage.v1.GetPagesRequest
 	(*GetPagesResponse)(nil),         // 1: everpage.v1.GetPagesResponse
@@ -1899,71 +2234,81 @@ var file_everpage_v1_page_proto_goTypes = []any{
 	(*GetClusterStateRequest)(nil),   // 15: everpage.v1.GetClusterStateRequest
 	(*GetClusterStateResponse)(nil),  // 16: everpage.v1.GetClusterStateResponse
 	(*Damage)(nil),                   // 17: everpage.v1.Damage
-	(*MetaObject)(nil),               // 18: everpage.v1.MetaObject
-	(*ResolveTargetRequest)(nil),     // 19: everpage.v1.ResolveTargetRequest
-	(*ResolveTargetResponse)(nil),    // 20: everpage.v1.ResolveTargetResponse
-	(*CommitEntry)(nil),              // 21: everpage.v1.CommitEntry
-	(*LeaseLsnRequest)(nil),          // 22: everpage.v1.LeaseLsnRequest
-	(*LeaseLsnResponse)(nil),         // 23: everpage.v1.LeaseLsnResponse
-	(*GetShardMapRequest)(nil),       // 24: everpage.v1.GetShardMapRequest
-	(*GetShardMapResponse)(nil),      // 25: everpage.v1.GetShardMapResponse
-	(*Node)(nil),                     // 26: everpage.v1.Node
-	(*ShardReplicas)(nil),            // 27: everpage.v1.ShardReplicas
-	(*Position)(nil),                 // 28: everpage.v1.Position
-	(*RelFork)(nil),                  // 29: everpage.v1.RelFork
-	(*Status)(nil),                   // 30: everpage.v1.Status
-	(*Target)(nil),                   // 31: everpage.v1.Target
+	(*DatabaseDir)(nil),              // 18: everpage.v1.DatabaseDir
+	(*RelationMap)(nil),              // 19: everpage.v1.RelationMap
+	(*Tablespace)(nil),               // 20: everpage.v1.Tablespace
+	(*TwoPhase)(nil),                 // 21: everpage.v1.TwoPhase
+	(*Origin)(nil),                   // 22: everpage.v1.Origin
+	(*ConfigFile)(nil),               // 23: everpage.v1.ConfigFile
+	(*ResolveTargetRequest)(nil),     // 24: everpage.v1.ResolveTargetRequest
+	(*ResolveTargetResponse)(nil),    // 25: everpage.v1.ResolveTargetResponse
+	(*CommitEntry)(nil),              // 26: everpage.v1.CommitEntry
+	(*LeaseLsnRequest)(nil),          // 27: everpage.v1.LeaseLsnRequest
+	(*LeaseLsnResponse)(nil),         // 28: everpage.v1.LeaseLsnResponse
+	(*GetShardMapRequest)(nil),       // 29: everpage.v1.GetShardMapRequest
+	(*GetShardMapResponse)(nil),      // 30: everpage.v1.GetShardMapResponse
+	(*Node)(nil),                     // 31: everpage.v1.Node
+	(*ShardReplicas)(nil),            // 32: everpage.v1.ShardReplicas
+	(*Position)(nil),                 // 33: everpage.v1.Position
+	(*RelFork)(nil),                  // 34: everpage.v1.RelFork
+	(*Status)(nil),                   // 35: everpage.v1.Status
+	(*Target)(nil),                   // 36: everpage.v1.Target
 }
 var file_everpage_v1_page_proto_depIdxs = []int32{
-	28, // 0: everpage.v1.GetPagesRequest.at:type_name -> everpage.v1.Position
-	29, // 1: everpage.v1.GetPagesRequest.rel:type_name -> everpage.v1.RelFork
-	30, // 2: everpage.v1.GetPagesResponse.status:type_name -> everpage.v1.Status
-	29, // 3: everpage.v1.GetPagesResponse.rel:type_name -> everpage.v1.RelFork
-	25, // 4: everpage.v1.GetPagesResponse.map:type_name -> everpage.v1.GetShardMapResponse
-	28, // 5: everpage.v1.GetRelSizeRequest.at:type_name -> everpage.v1.Position
-	29, // 6: everpage.v1.GetRelSizeRequest.rel:type_name -> everpage.v1.RelFork
-	28, // 7: everpage.v1.ListRelationsRequest.at:type_name -> everpage.v1.Position
+	33, // 0: everpage.v1.GetPagesRequest.at:type_name -> everpage.v1.Position
+	34, // 1: everpage.v1.GetPagesRequest.rel:type_name -> everpage.v1.RelFork
+	35, // 2: everpage.v1.GetPagesResponse.status:type_name -> everpage.v1.Status
+	34, // 3: everpage.v1.GetPagesResponse.rel:type_name -> everpage.v1.RelFork
+	30, // 4: everpage.v1.GetPagesResponse.map:type_name -> everpage.v1.GetShardMapResponse
+	33, // 5: everpage.v1.GetRelSizeRequest.at:type_name -> everpage.v1.Position
+	34, // 6: everpage.v1.GetRelSizeRequest.rel:type_name -> everpage.v1.RelFork
+	33, // 7: everpage.v1.ListRelationsRequest.at:type_name -> everpage.v1.Position
 	6,  // 8: everpage.v1.ListRelationsResponse.relations:type_name -> everpage.v1.Relation
-	29, // 9: everpage.v1.Relation.rel:type_name -> everpage.v1.RelFork
-	28, // 10: everpage.v1.GetSlruSegmentRequest.at:type_name -> everpage.v1.Position
-	28, // 11: everpage.v1.ListSlruSegmentsRequest.at:type_name -> everpage.v1.Position
+	34, // 9: everpage.v1.Relation.rel:type_name -> everpage.v1.RelFork
+	33, // 10: everpage.v1.GetSlruSegmentRequest.at:type_name -> everpage.v1.Position
+	33, // 11: everpage.v1.ListSlruSegmentsRequest.at:type_name -> everpage.v1.Position
 	11, // 12: everpage.v1.ListSlruSegmentsResponse.segments:type_name -> everpage.v1.SlruSegment
-	28, // 13: everpage.v1.GetPageHistoryRequest.at:type_name -> everpage.v1.Position
-	29, // 14: everpage.v1.GetPageHistoryRequest.rel:type_name -> everpage.v1.RelFork
+	33, // 13: everpage.v1.GetPageHistoryRequest.at:type_name -> everpage.v1.Position
+	34, // 14: everpage.v1.GetPageHistoryRequest.rel:type_name -> everpage.v1.RelFork
 	14, // 15: everpage.v1.GetPageHistoryResponse.versions:type_name -> everpage.v1.PageVersion
-	28, // 16: everpage.v1.GetClusterStateRequest.at:type_name -> everpage.v1.Position
-	18, // 17: everpage.v1.GetClusterStateResponse.objects:type_name -> everpage.v1.MetaObject
-	17, // 18: everpage.v1.GetClusterStateResponse.damage:type_name -> everpage.v1.Damage
-	29, // 19: everpage.v1.Damage.rel:type_name -> everpage.v1.RelFork
-	31, // 20: everpage.v1.ResolveTargetRequest.target:type_name -> everpage.v1.Target
-	21, // 21: everpage.v1.ResolveTargetResponse.around:type_name -> everpage.v1.CommitEntry
-	26, // 22: everpage.v1.GetShardMapResponse.nodes:type_name -> everpage.v1.Node
-	27, // 23: everpage.v1.GetShardMapResponse.replicas:type_name -> everpage.v1.ShardReplicas
-	0,  // 24: everpage.v1.PageService.GetPages:input_type -> everpage.v1.GetPagesRequest
-	2,  // 25: everpage.v1.PageService.GetRelSize:input_type -> everpage.v1.GetRelSizeRequest
-	4,  // 26: everpage.v1.PageService.ListRelations:input_type -> everpage.v1.ListRelationsRequest
-	7,  // 27: everpage.v1.PageService.GetSlruSegment:input_type -> everpage.v1.GetSlruSegmentRequest
-	9,  // 28: everpage.v1.PageService.ListSlruSegments:input_type -> everpage.v1.ListSlruSegmentsRequest
-	12, // 29: everpage.v1.PageService.GetPageHistory:input_type -> everpage.v1.GetPageHistoryRequest
-	15, // 30: everpage.v1.PageService.GetClusterState:input_type -> everpage.v1.GetClusterStateRequest
-	19, // 31: everpage.v1.PageService.ResolveTarget:input_type -> everpage.v1.ResolveTargetRequest
-	22, // 32: everpage.v1.PageService.LeaseLsn:input_type -> everpage.v1.LeaseLsnRequest
-	24, // 33: everpage.v1.PageService.GetShardMap:input_type -> everpage.v1.GetShardMapRequest
-	1,  // 34: everpage.v1.PageService.GetPages:output_type -> everpage.v1.GetPagesResponse
-	3,  // 35: everpage.v1.PageService.GetRelSize:output_type -> everpage.v1.GetRelSizeResponse
-	5,  // 36: everpage.v1.PageService.ListRelations:output_type -> everpage.v1.ListRelationsResponse
-	8,  // 37: everpage.v1.PageService.GetSlruSegment:output_type -> everpage.v1.GetSlruSegmentResponse
-	10, // 38: everpage.v1.PageService.ListSlruSegments:output_type -> everpage.v1.ListSlruSegmentsResponse
-	13, // 39: everpage.v1.PageService.GetPageHistory:output_type -> everpage.v1.GetPageHistoryResponse
-	16, // 40: everpage.v1.PageService.GetClusterState:output_type -> everpage.v1.GetClusterStateResponse
-	20, // 41: everpage.v1.PageService.ResolveTarget:output_type -> everpage.v1.ResolveTargetResponse
-	23, // 42: everpage.v1.PageService.LeaseLsn:output_type -> everpage.v1.LeaseLsnResponse
-	25, // 43: everpage.v1.PageService.GetShardMap:output_type -> everpage.v1.GetShardMapResponse
-	34, // [34:44] is the sub-list for method output_type
-	24, // [24:34] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	33, // 16: everpage.v1.GetClusterStateRequest.at:type_name -> everpage.v1.Position
+	18, // 17: everpage.v1.GetClusterStateResponse.databases:type_name -> everpage.v1.DatabaseDir
+	19, // 18: everpage.v1.GetClusterStateResponse.relation_maps:type_name -> everpage.v1.RelationMap
+	20, // 19: everpage.v1.GetClusterStateResponse.tablespaces:type_name -> everpage.v1.Tablespace
+	21, // 20: everpage.v1.GetClusterStateResponse.two_phase:type_name -> everpage.v1.TwoPhase
+	22, // 21: everpage.v1.GetClusterStateResponse.origins:type_name -> everpage.v1.Origin
+	23, // 22: everpage.v1.GetClusterStateResponse.files:type_name -> everpage.v1.ConfigFile
+	17, // 23: everpage.v1.GetClusterStateResponse.damage:type_name -> everpage.v1.Damage
+	34, // 24: everpage.v1.Damage.rel:type_name -> everpage.v1.RelFork
+	36, // 25: everpage.v1.ResolveTargetRequest.target:type_name -> everpage.v1.Target
+	26, // 26: everpage.v1.ResolveTargetResponse.around:type_name -> everpage.v1.CommitEntry
+	31, // 27: everpage.v1.GetShardMapResponse.nodes:type_name -> everpage.v1.Node
+	32, // 28: everpage.v1.GetShardMapResponse.replicas:type_name -> everpage.v1.ShardReplicas
+	0,  // 29: everpage.v1.PageService.GetPages:input_type -> everpage.v1.GetPagesRequest
+	2,  // 30: everpage.v1.PageService.GetRelSize:input_type -> everpage.v1.GetRelSizeRequest
+	4,  // 31: everpage.v1.PageService.ListRelations:input_type -> everpage.v1.ListRelationsRequest
+	7,  // 32: everpage.v1.PageService.GetSlruSegment:input_type -> everpage.v1.GetSlruSegmentRequest
+	9,  // 33: everpage.v1.PageService.ListSlruSegments:input_type -> everpage.v1.ListSlruSegmentsRequest
+	12, // 34: everpage.v1.PageService.GetPageHistory:input_type -> everpage.v1.GetPageHistoryRequest
+	15, // 35: everpage.v1.PageService.GetClusterState:input_type -> everpage.v1.GetClusterStateRequest
+	24, // 36: everpage.v1.PageService.ResolveTarget:input_type -> everpage.v1.ResolveTargetRequest
+	27, // 37: everpage.v1.PageService.LeaseLsn:input_type -> everpage.v1.LeaseLsnRequest
+	29, // 38: everpage.v1.PageService.GetShardMap:input_type -> everpage.v1.GetShardMapRequest
+	1,  // 39: everpage.v1.PageService.GetPages:output_type -> everpage.v1.GetPagesResponse
+	3,  // 40: everpage.v1.PageService.GetRelSize:output_type -> everpage.v1.GetRelSizeResponse
+	5,  // 41: everpage.v1.PageService.ListRelations:output_type -> everpage.v1.ListRelationsResponse
+	8,  // 42: everpage.v1.PageService.GetSlruSegment:output_type -> everpage.v1.GetSlruSegmentResponse
+	10, // 43: everpage.v1.PageService.ListSlruSegments:output_type -> everpage.v1.ListSlruSegmentsResponse
+	13, // 44: everpage.v1.PageService.GetPageHistory:output_type -> everpage.v1.GetPageHistoryResponse
+	16, // 45: everpage.v1.PageService.GetClusterState:output_type -> everpage.v1.GetClusterStateResponse
+	25, // 46: everpage.v1.PageService.ResolveTarget:output_type -> everpage.v1.ResolveTargetResponse
+	28, // 47: everpage.v1.PageService.LeaseLsn:output_type -> everpage.v1.LeaseLsnResponse
+	30, // 48: everpage.v1.PageService.GetShardMap:output_type -> everpage.v1.GetShardMapResponse
+	39, // [39:49] is the sub-list for method output_type
+	29, // [29:39] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_page_proto_init() }
@@ -1978,7 +2323,7 @@ func file_everpage_v1_page_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_page_proto_rawDesc), len(file_everpage_v1_page_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

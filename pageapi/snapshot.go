@@ -1,0 +1,154 @@
+package pageapi
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"everpage/pageapi/datadir"
+	"everpage/wal/pg"
+)
+
+// Snapshot reads a whole branch at one LSN through a client: it is the source of data directories. It may be used by many goroutines.
+type Snapshot struct {
+	client *Client
+	pos    Position
+	state  *ClusterState
+
+	mu       sync.Mutex
+	segments map[slruSegment][]byte
+}
+
+type slruSegment struct {
+	slru   pg.SLRU
+	number uint32
+}
+
+var _ datadir.Source = (*Snapshot)(nil)
+
+// Snapshot settles the position and reads all that is not a page there.
+func (c *Client) Snapshot(ctx context.Context, at Position) (*Snapshot, error) {
+	st, err := c.State(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	at.LSN = st.LSN
+	return &Snapshot{client: c, pos: at, state: st, segments: map[slruSegment][]byte{}}, nil
+}
+
+// LSN is the one that is read.
+func (s *Snapshot) LSN() pg.LSN { return s.pos.LSN }
+
+// History is the .history file of the LSN's timeline, empty for 1.
+func (s *Snapshot) History() []byte { return s.state.TimelineHistory }
+
+// own refuses another LSN than the snapshot's.
+func (s *Snapshot) own(at pg.LSN) error {
+	if at != s.pos.LSN {
+		return fmt.Errorf("a snapshot at %s was asked for %s", s.pos.LSN, at)
+	}
+	return nil
+}
+
+// Cluster implements datadir.Source.
+func (s *Snapshot) Cluster(_ context.Context, at pg.LSN) (*datadir.Cluster, error) {
+	return &s.state.Cluster, s.own(at)
+}
+
+// Relations implements datadir.Source.
+func (s *Snapshot) Relations(ctx context.Context, at pg.LSN, fn func(datadir.Relation) error) error {
+	if err := s.own(at); err != nil {
+		return err
+	}
+	_, err := s.client.Relations(ctx, s.pos, func(fork pg.RelFork, blocks pg.BlockNumber) error {
+		return fn(datadir.Relation{RelFork: fork, Blocks: blocks})
+	})
+	return err
+}
+
+// SLRUSegments implements datadir.Source.
+func (s *Snapshot) SLRUSegments(ctx context.Context, at pg.LSN, slru pg.SLRU) ([]datadir.SLRUSegment, error) {
+	if err := s.own(at); err != nil {
+		return nil, err
+	}
+	list, err := s.client.SLRUSegments(ctx, s.pos, slru)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]datadir.SLRUSegment, len(list))
+	for i, seg := range list {
+		out[i] = datadir.SLRUSegment{Number: seg.Number, Pages: seg.Pages}
+	}
+	return out, nil
+}
+
+// ReadBlocks implements datadir.Source.
+func (s *Snapshot) ReadBlocks(ctx context.Context, fork pg.RelFork, first pg.BlockNumber, at pg.LSN, dst []byte) error {
+	if err := s.own(at); err != nil {
+		return err
+	}
+	n := uint32(len(dst) / pg.BlockSize)
+	if slru, ok := (pg.PageKey{RelFork: fork}).SLRU(); ok {
+		return s.readSLRU(ctx, slru, first, dst)
+	}
+	blocks := make([]pg.BlockNumber, n)
+	for i := range blocks {
+		blocks[i] = first + uint32(i)
+	}
+	_, err := s.client.Pages(ctx, s.pos, fork, blocks, dst)
+	return err
+}
+
+// readSLRU copies pages out of their segments; pages past a segment's end are zero.
+func (s *Snapshot) readSLRU(ctx context.Context, slru pg.SLRU, first uint32, dst []byte) error {
+	for i := uint32(0); int(i) < len(dst)/pg.BlockSize; i++ {
+		page := first + i
+		segment, err := s.segment(ctx, slruSegment{slru, page / pg.SLRUPagesPerSegment})
+		if err != nil {
+			return err
+		}
+		out := dst[i*pg.BlockSize : (i+1)*pg.BlockSize]
+		clear(out)
+		if offset := int(page%pg.SLRUPagesPerSegment) * pg.BlockSize; offset < len(segment) {
+			copy(out, segment[offset:offset+pg.BlockSize])
+		}
+	}
+	return nil
+}
+
+// segment fetches an SLRU segment; the last one of each SLRU is kept, as its pages are read one after another.
+func (s *Snapshot) segment(ctx context.Context, key slruSegment) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b, ok := s.segments[key]; ok {
+		return b, nil
+	}
+	b, err := s.client.SLRUSegment(ctx, s.pos, key.slru, key.number)
+	if err != nil {
+		return nil, err
+	}
+	if len(b)%pg.BlockSize != 0 {
+		return nil, Errorf(Internal, "segment %s of %s has %d bytes", pg.SLRUSegmentName(key.number), key.slru, len(b))
+	}
+	for k := range s.segments {
+		if k.slru == key.slru {
+			delete(s.segments, k)
+		}
+	}
+	s.segments[key] = b
+	return b, nil
+}
+
+// Damaged implements datadir.Source.
+func (s *Snapshot) Damaged(_ context.Context, at pg.LSN, fn func(datadir.Damage) error) error {
+	if err := s.own(at); err != nil {
+		return err
+	}
+	for _, d := range s.state.Damage {
+		err := fmt.Errorf("block %d: %s (since %s)", d.Key.Block, d.Reason, d.Since)
+		if err := fn(datadir.Damage{RelFork: d.Key.RelFork, Err: err}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
