@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"everpage/pageapi"
+	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal/pg"
+)
+
+func newInfo(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "info",
+		Short: "The recoverable window of each branch, and its holes",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withClient(cmd.Context(), func(ctx context.Context, c *pageapi.Client) error {
+				admin, address, err := c.Admin(ctx)
+				if err != nil {
+					return err
+				}
+				info, err := admin.Info(ctx, &pb.InfoRequest{})
+				if err != nil {
+					return pageapi.CallError(address, err)
+				}
+				v := infoView{Cluster: info.Cluster, Branches: []branchView{}}
+				for _, b := range info.Branches {
+					v.Branches = append(v.Branches, branchJSON(b))
+				}
+				return g.print(cmd.OutOrStdout(), v, func(w io.Writer) error { return printInfo(w, v) })
+			})
+		},
+	}
+}
+
+type infoView struct {
+	Cluster  string       `json:"cluster"`
+	Branches []branchView `json:"branches"`
+}
+
+type branchView struct {
+	Number           uint32   `json:"number"`
+	Alias            string   `json:"alias,omitempty"`
+	Major            uint32   `json:"major"`
+	SystemIdentifier string   `json:"system_identifier"`
+	Timeline         uint32   `json:"timeline"`
+	Oldest           pg.LSN   `json:"oldest_lsn"`
+	Newest           pg.LSN   `json:"newest_lsn"`
+	OldestTime       string   `json:"oldest_time,omitempty"`
+	NewestTime       string   `json:"newest_time,omitempty"`
+	Commits          uint64   `json:"commits"`
+	Holes            []string `json:"holes"`
+	Unproven         []string `json:"unproven"`
+}
+
+func branchJSON(b *pb.BranchInfo) branchView {
+	v := branchView{
+		Number: b.Number, Alias: b.Alias, Major: b.Major, SystemIdentifier: strconv.FormatUint(b.SystemIdentifier, 10), Timeline: b.Timeline,
+		Oldest: pg.LSN(b.OldestLsn), Newest: pg.LSN(b.NewestLsn), Commits: b.Commits, Holes: append([]string{}, b.Holes...), Unproven: append([]string{}, b.Unproven...),
+	}
+	if b.OldestTimeUs != nil {
+		v.OldestTime = formatTime(pg.Timestamp(*b.OldestTimeUs))
+	}
+	if b.NewestTimeUs != nil {
+		v.NewestTime = formatTime(pg.Timestamp(*b.NewestTimeUs))
+	}
+	return v
+}
+
+func printInfo(w io.Writer, v infoView) error {
+	if len(v.Branches) == 0 {
+		_, err := fmt.Fprintf(w, "cluster %s has no history yet: everpage attach CONNINFO follows a primary\n", v.Cluster)
+		return err
+	}
+	for _, b := range v.Branches {
+		name := strconv.Itoa(int(b.Number))
+		if b.Alias != "" {
+			name += " (" + b.Alias + ")"
+		}
+		rows := [][]string{
+			{"branch", name},
+			{"server", fmt.Sprintf("PostgreSQL %d, system identifier %s, timeline %d", b.Major, b.SystemIdentifier, b.Timeline)},
+			{"recoverable from", b.Oldest.String() + "  " + b.OldestTime},
+			{"recoverable to", b.Newest.String() + "  " + b.NewestTime},
+			{"commits", strconv.FormatUint(b.Commits, 10)},
+		}
+		for _, h := range b.Holes {
+			rows = append(rows, []string{"hole", h})
+		}
+		for _, u := range b.Unproven {
+			rows = append(rows, []string{"unproven", u})
+		}
+		if err := columns(w, rows...); err != nil {
+			return err
+		}
+	}
+	return nil
+}

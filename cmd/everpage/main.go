@@ -1,0 +1,120 @@
+// Command everpage is the page server and everything that talks to it. This package is the only place that knows flags, environment and signals.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"everpage/pageapi"
+)
+
+// The exit codes of every command.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitNotFound    = 3
+	exitOutOfWindow = 4
+	exitUnreachable = 5
+	exitVerify      = 6
+)
+
+// usageError is a mistake in how a command was called.
+type usageError struct{ error }
+
+// verifyError says that a verification found something.
+type verifyError struct{ error }
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second Ctrl-C kills
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
+	fmt.Fprintln(os.Stderr, "everpage:", err)
+	code := exitCode(err)
+	if code == exitUsage {
+		fmt.Fprintln(os.Stderr, "Run 'everpage --help' or 'everpage COMMAND --help' for how it is used.")
+	}
+	return code
+}
+
+func exitCode(err error) int {
+	if _, ok := errors.AsType[usageError](err); ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[verifyError](err); ok {
+		return exitVerify
+	}
+	switch pageapi.CodeOf(err) {
+	case pageapi.Invalid:
+		return exitUsage
+	case pageapi.NotFound:
+		return exitNotFound
+	case pageapi.OutOfWindow:
+		return exitOutOfWindow
+	case pageapi.Unavailable:
+		return exitUnreachable
+	}
+	return exitFailed
+}
+
+func newRoot() *cobra.Command {
+	g := &globals{}
+	root := &cobra.Command{
+		Use:   "everpage",
+		Short: "Every page of your PostgreSQL, at every LSN",
+		Long: `Everpage follows a running, unmodified PostgreSQL 14 to 18, keeps every version of every page, and answers any page at any LSN.
+On that a stock PostgreSQL starts at any moment of the past.
+
+Flags may also be given in the environment (--page-size as EVERPAGE_PAGE_SIZE) or in a YAML file (--config).`,
+		Example: `  everpage serve --data /var/lib/everpage
+  everpage attach 'postgresql://replicator@db.example/postgres' --wait
+  everpage page get base/5/16384 0 --lsn 0/16B3740 --format text
+  everpage restore /srv/pg-yesterday --time '2026-03-01 12:00:00+00'`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return g.complete(cmd)
+		},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	g.flags(root.PersistentFlags())
+	root.AddCommand(
+		newServe(g), newAttach(g), newDetach(g), newStatus(g), newInfo(g), newPage(g), newRel(g), newWAL(g), newLSN(g), newRestore(g), newCheck(g), newVersion(g),
+	)
+	for _, c := range root.Commands() {
+		usageArgs(c)
+	}
+	return root
+}
+
+// usageArgs makes a wrong number of arguments a usage error in every command.
+func usageArgs(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usageError{err}
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		usageArgs(sub)
+	}
+}

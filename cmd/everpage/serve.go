@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"everpage/cmd/node"
+)
+
+func newServe(g *globals) *cobra.Command {
+	var c node.Config
+	var logLevel string
+	var memory int64
+	cmd := &cobra.Command{
+		Use:   "serve --data DIR",
+		Short: "Run a node",
+		Long: `Run a node: it follows the primary that attach names, keeps the history in --data and answers reads on --listen.
+
+One node is enough; nothing else needs to run beside it. The directory is locked while the node runs.`,
+		Example: `  everpage serve --data /var/lib/everpage
+  everpage serve --data /var/lib/everpage --listen 10.0.0.5:5430 --http 127.0.0.1:5480`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var level slog.Level
+			if err := level.UnmarshalText([]byte(logLevel)); err != nil {
+				return usageError{fmt.Errorf("--log-level %s: want debug, info, warn or error", logLevel)}
+			}
+			c.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+			if c.Data == "" {
+				return usageError{fmt.Errorf("--data is missing: the directory that keeps this node's history")}
+			}
+			limitMemory(memory)
+			return node.Run(cmd.Context(), c, nil)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&c.Data, "data", "", "`directory` of this node's history; made if absent")
+	f.StringVar(&c.Listen, "listen", "127.0.0.1:5430", "`host:port` of the page and admin services")
+	f.StringVar(&c.HTTP, "http", "127.0.0.1:5480", "`host:port` of /metrics and /healthz; empty for none")
+	f.StringVar(&c.Node, "node", "node1", "`name` of this node, which the primary sees as application_name")
+	f.StringVar(&c.Cluster, "cluster", "main", "`name` of the cluster; part of the replication slot's name")
+	f.StringVar(&c.Zone, "zone", "", "failure `zone` of this node")
+	f.Uint32Var(&c.Shards, "shards", 64, "number of shards; acts only when the cluster is made")
+	f.Int64Var(&c.CacheBytes, "cache", 64<<20, "`bytes` of the store's block cache")
+	f.Uint64Var(&c.SpoolKeep, "spool-keep", 1<<30, "`bytes` of WAL kept behind what the store has made durable")
+	f.Int64Var(&memory, "memory", 400<<20, "`bytes` of memory that the garbage collector aims to stay below")
+	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	return cmd
+}

@@ -1,0 +1,160 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"everpage/chunk"
+	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal/stream"
+)
+
+// admin is the management service.
+type admin struct {
+	pb.UnimplementedAdminServiceServer
+	n *Node
+}
+
+func (a *admin) Attach(ctx context.Context, req *pb.AttachRequest) (*pb.AttachResponse, error) {
+	resp := &pb.AttachResponse{}
+	checks, err := a.n.follow.preflight(ctx, req.Conninfo)
+	resp.Checks = checks
+	if err != nil {
+		return nil, adminError(err)
+	}
+	if req.DryRun {
+		return resp, nil
+	}
+	if err := a.n.follow.attach(ctx, req.Conninfo); err != nil {
+		return nil, adminError(err)
+	}
+	resp.Recorded = true
+	return resp, nil
+}
+
+func (a *admin) Detach(ctx context.Context, req *pb.DetachRequest) (*pb.DetachResponse, error) {
+	resp, err := a.n.follow.detach(ctx, req.KeepData)
+	return resp, adminError(err)
+}
+
+// adminError gives the errors of following a primary their codes, from which the command line makes its exit codes.
+func adminError(err error) error {
+	if err == nil {
+		return nil
+	}
+	code := codes.Internal
+	switch {
+	case errors.Is(err, stream.ErrConninfo):
+		code = codes.InvalidArgument
+	case errors.Is(err, stream.ErrUnreachable), errors.Is(err, stream.ErrStarting), errors.Is(err, context.DeadlineExceeded):
+		code = codes.Unavailable
+	case errors.Is(err, errState):
+		code = codes.FailedPrecondition
+	}
+	return status.Error(code, err.Error())
+}
+
+func (a *admin) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+	n := a.n
+	st := n.store.Stats()
+	node := &pb.NodeStatus{
+		Name: n.cfg.Node, Address: n.cfg.Listen, Version: Version(), UptimeSeconds: uint64(time.Since(n.started).Seconds()),
+		StoreBytes: st.DiskBytes, SpoolBytes: uint64(dirBytes(filepath.Join(n.cfg.Data, spoolDir))), RssBytes: rss(),
+	}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(n.cfg.Data, &fs); err == nil {
+		node.DiskFreeBytes = fs.Bavail * uint64(fs.Bsize)
+	}
+	return &pb.StatusResponse{Cluster: n.cfg.Cluster, Nodes: []*pb.NodeStatus{node}, Follow: n.follow.status()}, nil
+}
+
+// dirBytes adds up the files of a directory; what vanishes meanwhile doesn't count.
+func dirBytes(dir string) int64 {
+	var sum int64
+	filepath.WalkDir(dir, func(_ string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return nil
+		}
+		if info, err := d.Info(); err == nil {
+			sum += info.Size()
+		}
+		return nil
+	})
+	return sum
+}
+
+func (a *admin) Info(context.Context, *pb.InfoRequest) (*pb.InfoResponse, error) {
+	resp := &pb.InfoResponse{Cluster: a.n.cfg.Cluster}
+	for _, b := range a.n.store.Branches() {
+		info, err := a.n.branchInfo(b)
+		if err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		resp.Branches = append(resp.Branches, info)
+	}
+	return resp, nil
+}
+
+func (n *Node) branchInfo(b uint32) (*pb.BranchInfo, error) {
+	p, _ := n.store.Progress(b)
+	info := &pb.BranchInfo{Number: b, Timeline: p.Timeline, OldestLsn: uint64(p.Consistent), NewestLsn: uint64(p.Readable)}
+	if b == mainBranch {
+		info.Alias = "main"
+	}
+	if p.Unproven != 0 {
+		info.Unproven = append(info.Unproven, "from "+p.Unproven.String()+" on: "+p.UnprovenReason)
+	}
+	if hole := n.follow.hole(); hole != "" {
+		info.Holes = append(info.Holes, hole)
+	}
+	note, err := n.pages.note(b)
+	if err != nil {
+		return info, nil // an import is under way
+	}
+	info.Major, info.SystemIdentifier = uint32(note.Major), note.SystemIdentifier
+	_, first, err := n.store.Neighbours(b, p.Consistent)
+	if err != nil {
+		return nil, err
+	}
+	last, _, err := n.store.Neighbours(b, p.Readable)
+	if err != nil {
+		return nil, err
+	}
+	if first != nil {
+		t := int64(first.Time)
+		info.OldestTimeUs = &t
+	}
+	if last != nil {
+		t := int64(last.Time)
+		info.NewestTimeUs = &t
+	}
+	return info, nil
+}
+
+func (a *admin) ReserveTimeline(context.Context, *pb.ReserveTimelineRequest) (*pb.ReserveTimelineResponse, error) {
+	tli, err := a.n.follow.reserveTimeline()
+	if err != nil {
+		return nil, adminError(err)
+	}
+	return &pb.ReserveTimelineResponse{Timeline: tli}, nil
+}
+
+func (a *admin) Check(_ *pb.CheckRequest, s pb.AdminService_CheckServer) error {
+	var sendErr error
+	walked, err := a.n.store.Check(s.Context(), func(v chunk.Violation) {
+		if sendErr == nil {
+			sendErr = s.Send(&pb.CheckResponse{Violation: v.Key + " at " + v.LSN.String() + ": " + v.Text})
+		}
+	})
+	if err := errors.Join(err, sendErr); err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	return s.Send(&pb.CheckResponse{Done: true, Keys: walked.Keys, Bytes: walked.Bytes})
+}

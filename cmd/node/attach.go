@@ -1,0 +1,176 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal/pg"
+	"everpage/wal/stream"
+)
+
+// attach records the primary to follow; run does the rest.
+func (f *follower) attach(ctx context.Context, conninfo string) error {
+	slot, err := stream.NodeSlot(f.n.cfg.Cluster, f.n.cfg.Node)
+	if err != nil {
+		return err
+	}
+	server, where, err := f.identify(ctx, conninfo)
+	if err != nil {
+		return err
+	}
+	if err := server.CheckSource(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.st.SystemIdentifier != 0 && f.st.SystemIdentifier != server.SystemID {
+		return fmt.Errorf("%w: this node holds the history of system %d, the server is %d; everpage detach removes it", stream.ErrSystem, f.st.SystemIdentifier, server.SystemID)
+	}
+	if f.st.Major != 0 && f.st.Major != server.Major {
+		return fmt.Errorf("%w: this node holds the history of PostgreSQL %d, the server is %d", stream.ErrMajor, f.st.Major, server.Major)
+	}
+	if f.st.Conninfo == conninfo {
+		return nil // attached already: the same words may be said twice
+	}
+	next := f.st
+	next.Primary = where
+	next.Conninfo, next.Slot, next.SystemIdentifier, next.Major, next.WALSegmentSize = conninfo, slot, server.SystemID, server.Major, uint32(server.SegmentSize)
+	return f.change(next)
+}
+
+// change makes a new state durable and wakes run. The caller holds mu.
+func (f *follower) change(next state) error {
+	if err := next.save(f.n.cfg.Data); err != nil {
+		return err
+	}
+	f.st = next
+	f.n.redoer.set(next.Major)
+	close(f.changed)
+	f.changed = make(chan struct{})
+	return nil
+}
+
+func (f *follower) identify(ctx context.Context, conninfo string) (server stream.Server, where string, err error) {
+	c, err := stream.Connect(ctx, conninfo, stream.Replication, f.n.cfg.Node)
+	if err != nil {
+		return server, "", err
+	}
+	defer c.Close()
+	server, err = stream.Identify(ctx, c)
+	return server, c.Where(), err
+}
+
+// ensureSlot makes our slot where it is missing. It is called for an import only: later, a slot that is gone means that WAL may be.
+func (f *follower) ensureSlot(ctx context.Context, conninfo, slot string) error {
+	c, err := stream.Connect(ctx, conninfo, stream.Replication, backupName)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = stream.EnsureSlot(ctx, c, slot)
+	return err
+}
+
+// detachTimeout bounds what detach asks of the primary.
+const detachTimeout = 10 * time.Second
+
+// detach stops following, drops our slot and, unless keep, the history.
+func (f *follower) detach(ctx context.Context, keep bool) (*pb.DetachResponse, error) {
+	f.mu.Lock()
+	st := f.st
+	if st.Conninfo == "" && (keep || st.SystemIdentifier == 0) {
+		f.mu.Unlock()
+		return nil, fmt.Errorf("%w: no primary is attached", errState)
+	}
+	next := st
+	next.Conninfo = ""
+	err := f.change(next)
+	idle := f.idle
+	f.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	select { // until the receiver has let go of the slot
+	case <-idle:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	resp := &pb.DetachResponse{}
+	if st.Conninfo != "" {
+		if err := dropSlot(ctx, st); err != nil {
+			resp.Message, resp.Sql = "the slot could not be dropped: "+err.Error(), stream.DropSlotSQL(st.Slot)
+		} else {
+			resp.DroppedSlots = []string{st.Slot}
+		}
+	}
+	if keep {
+		return resp, nil
+	}
+	return resp, f.forget()
+}
+
+func dropSlot(ctx context.Context, st state) error {
+	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
+	defer cancel()
+	for {
+		err := func() error {
+			c, err := stream.Connect(ctx, st.Conninfo, stream.Replication, "everpage detach")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return stream.DropSlot(ctx, c, st.Slot)
+		}()
+		if !errors.Is(err, stream.ErrSlotActive) {
+			return err
+		}
+		select { // the server notices the end of our last connection in a moment
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// forget removes the history. Nothing is followed now.
+func (f *follower) forget() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.st.Conninfo != "" {
+		return fmt.Errorf("%w: a primary was attached meanwhile", errState)
+	}
+	if err := f.n.store.DropBranch(mainBranch); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir)); err != nil {
+		return err
+	}
+	fresh := state{Format: stateFormat, Cluster: f.st.Cluster, Node: f.st.Node, Shards: f.st.Shards, NextTimeline: f.st.NextTimeline}
+	f.imported, f.importTotal, f.warnings = 0, 0, nil
+	return f.change(fresh)
+}
+
+// reserveTimeline gives out a timeline id that was never given before and is above those of the primary. It is durable before it is told.
+func (f *follower) reserveTimeline() (pg.TimelineID, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.st.Timeline == 0 {
+		return 0, fmt.Errorf("%w: there is no history yet", errState)
+	}
+	next := f.st
+	tli := max(next.NextTimeline, next.Timeline+1)
+	next.NextTimeline = tli + 1
+	if err := next.save(f.n.cfg.Data); err != nil {
+		return 0, err
+	}
+	f.st = next
+	return tli, nil
+}
+
+// preflight tells what following that primary needs, and what of it is missing.
+func (f *follower) preflight(context.Context, string) ([]*pb.Preflight, error) { return nil, nil }

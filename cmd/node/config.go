@@ -1,0 +1,94 @@
+// Package node puts the parts of Everpage together into one running node.
+package node
+
+import (
+	"fmt"
+	"log/slog"
+	"regexp"
+	"runtime/debug"
+	"time"
+
+	"everpage/cluster/placement"
+	"everpage/wal/pg"
+)
+
+// Config is all that a node is told. Only Data must be given.
+type Config struct {
+	Data    string // directory of this node's store, spool and state
+	Listen  string // host:port of the page and admin services
+	HTTP    string // host:port of metrics and health; "" for none
+	Node    string // name, unique in the cluster; the application_name that the primary sees
+	Cluster string // name, part of the slot's name; fixed when the data directory is made
+	Zone    string
+	Shards  uint32 // fixed when the cluster is made
+
+	CacheBytes int64         // block cache of the store
+	RunBytes   int64         // versions gathered in memory before they become a table
+	SpoolKeep  uint64        // bytes of WAL kept in the spool behind what the store has made durable
+	Wait       time.Duration // longest that a read waits for an LSN
+
+	SegmentBlocks uint32 // blocks in a chunk; fixed when the data directory is made. Anything but 131072 is for tests
+	Logger        *slog.Logger
+}
+
+var nameRE = regexp.MustCompile(`^[a-z0-9_]{1,24}$`)
+
+// complete fills in defaults and checks the rest.
+func (c *Config) complete() error {
+	if c.Data == "" {
+		return fmt.Errorf("--data is missing: the directory that keeps this node's history")
+	}
+	if c.Listen == "" {
+		c.Listen = "127.0.0.1:5430"
+	}
+	if c.Node == "" {
+		c.Node = "node1"
+	}
+	if c.Cluster == "" {
+		c.Cluster = "main"
+	}
+	for _, n := range []struct{ what, name string }{{"node", c.Node}, {"cluster", c.Cluster}} {
+		if !nameRE.MatchString(n.name) {
+			return fmt.Errorf("%s name %q: want 1 to 24 of a-z, 0-9 and _, since it is part of a replication slot's name", n.what, n.name)
+		}
+	}
+	if c.Shards == 0 {
+		c.Shards = placement.DefaultShards
+	}
+	if c.CacheBytes == 0 {
+		c.CacheBytes = 64 << 20
+	}
+	if c.RunBytes == 0 {
+		c.RunBytes = 24 << 20
+	}
+	if c.SpoolKeep == 0 {
+		c.SpoolKeep = 1 << 30
+	}
+	if c.Wait == 0 {
+		c.Wait = 10 * time.Second
+	}
+	if c.SegmentBlocks == 0 {
+		c.SegmentBlocks = pg.SegmentBlocks
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return nil
+}
+
+// Version is the version of this build: its module version, or the commit it was made from.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			return "0-" + s.Value[:12]
+		}
+	}
+	return "0-devel"
+}

@@ -1,0 +1,118 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"everpage/chunk"
+	"everpage/chunk/ingest"
+	"everpage/wal"
+	"everpage/wal/pg"
+)
+
+// errIngest marks WAL that can't be ingested, whatever is tried.
+var errIngest = errors.New("WAL can't be ingested")
+
+// ingest feeds the store from the spool until ctx ends or something fails. A pending import is finished first, as soon as its checkpoint record is there.
+func (f *follower) ingest(ctx context.Context, spool *wal.Spool, pending *pendingImport, notify func()) error {
+	if pending != nil {
+		if err := f.finishImport(ctx, spool, pending); err != nil {
+			return err
+		}
+	}
+	for {
+		err := f.ingestFrom(ctx, spool, notify)
+		if !errors.Is(err, chunk.ErrFull) {
+			return err
+		}
+		// The disk is full or fails. What is stored is still read; the WAL waits in the spool.
+		f.warnOnce("the store can't write: " + err.Error())
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (f *follower) ingestFrom(ctx context.Context, spool *wal.Spool, notify func()) error {
+	f.mu.Lock()
+	st := f.st
+	f.mu.Unlock()
+	p, err := ingest.Open(f.n.store, ingest.Options{Branch: mainBranch, Major: st.Major})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	r, err := newSpoolReader(spool, st)
+	if err != nil {
+		return err
+	}
+	r.Seek(p.Progress().Resume)
+	last, records := p.Progress().Readable, uint64(0)
+	for {
+		if err := p.Drain(ctx, r); err != nil {
+			if ctx.Err() != nil || errors.Is(err, chunk.ErrFull) || errors.Is(err, wal.ErrSpoolClosed) {
+				return err
+			}
+			if errors.Is(err, ingest.ErrRestartImport) {
+				f.log.Warn("the import starts again", "reason", err)
+				p.Close()
+				return errors.Join(err, f.n.store.DropBranch(mainBranch))
+			}
+			return fmt.Errorf("%w: %w", errIngest, err)
+		}
+		now := p.Progress().Readable
+		f.rate.add(uint64(now - last))
+		f.records.Add(p.Records - records)
+		last, records = now, p.Records
+		notify()
+		if err := spool.WaitWritten(ctx, r.Received()); err != nil {
+			return err
+		}
+	}
+}
+
+func newSpoolReader(spool *wal.Spool, st state) (*wal.Reader, error) {
+	return wal.NewReader(spool, wal.ReaderOptions{
+		SegmentSize: wal.SegmentSize(st.WALSegmentSize), Major: st.Major, SystemID: st.SystemIdentifier, History: &st.History, Growing: true,
+	})
+}
+
+// warnOnce adds a warning unless it stands there already.
+func (f *follower) warnOnce(text string) {
+	f.mu.Lock()
+	for _, w := range f.warnings {
+		if w == text {
+			f.mu.Unlock()
+			return
+		}
+	}
+	f.mu.Unlock()
+	f.warn(text)
+}
+
+// trimEvery is how often WAL is removed from the spool.
+const trimEvery = 10 * time.Second
+
+// trim removes WAL that the store has made durable, but for the last Config.SpoolKeep bytes.
+func (f *follower) trim(ctx context.Context, spool *wal.Spool) error {
+	tick := time.NewTicker(trimEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+		durable, ok := f.n.store.Durable(mainBranch)
+		if !ok || uint64(durable.Resume) <= f.n.cfg.SpoolKeep {
+			continue
+		}
+		if _, err := spool.Trim(durable.Resume - pg.LSN(f.n.cfg.SpoolKeep)); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,132 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+
+	"everpage/chunk"
+	"everpage/cluster/placement"
+	"everpage/pageapi"
+	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal/pg"
+)
+
+// Directories below Config.Data.
+const (
+	storeDir = "store"
+	spoolDir = "spool"
+)
+
+// Node is a running node.
+type Node struct {
+	cfg     Config
+	started time.Time
+	store   *chunk.Store
+	redoer  *redoer
+	pages   *pages
+	follow  *follower
+}
+
+// Run runs a node until ctx ends or it can't go on. ready, where set, is called with the address of its page service once that answers.
+func Run(ctx context.Context, cfg Config, ready func(address string)) (err error) {
+	if err := cfg.complete(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	n := &Node{cfg: cfg, started: time.Now(), redoer: &redoer{}}
+	// The store's lock guards the whole data directory, so it is taken before anything else is read.
+	n.store, err = chunk.Open(chunk.Options{
+		Dir: filepath.Join(cfg.Data, storeDir), Redoer: n.redoer, Logger: cfg.Logger, CacheBytes: cfg.CacheBytes, RunBytes: cfg.RunBytes,
+		SegmentBlocks: cfg.SegmentBlocks, Checksum: pg.Checksum,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.store.Close()) }()
+	st, err := loadState(&n.cfg)
+	if err != nil {
+		return err
+	}
+	n.redoer.set(st.Major)
+	n.follow = newFollower(n, st)
+
+	listener, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("page service: %w", err)
+	}
+	n.cfg.Listen = listener.Addr().String()
+	n.pages = &pages{
+		store: n.store, behind: n.follow.behind, history: n.follow.history,
+		maps: placement.Single(placement.Node{Name: cfg.Node, Address: n.cfg.Listen, Zone: cfg.Zone}, n.cfg.Shards, cfg.SegmentBlocks),
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.serveGRPC(ctx, listener) })
+	if cfg.HTTP != "" {
+		httpListener, err := net.Listen("tcp", cfg.HTTP)
+		if err != nil {
+			listener.Close()
+			return fmt.Errorf("metrics service: %w", err)
+		}
+		g.Go(func() error { return n.serveHTTP(ctx, httpListener) })
+	}
+	g.Go(func() error { return n.follow.run(ctx) })
+	if ready != nil {
+		ready(n.cfg.Listen)
+	}
+	cfg.Logger.Info("node is up", "node", cfg.Node, "cluster", cfg.Cluster, "listen", n.cfg.Listen, "data", cfg.Data)
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return err
+}
+
+// stopWait is how long requests under way may take when the node stops.
+const stopWait = 2 * time.Second
+
+func (n *Node) serveGRPC(ctx context.Context, l net.Listener) error {
+	s := grpc.NewServer(
+		grpc.InitialWindowSize(1<<20), grpc.InitialConnWindowSize(4<<20), grpc.MaxConcurrentStreams(1024), grpc.NumStreamWorkers(0),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+	)
+	pb.RegisterPageServiceServer(s, pageapi.NewServer(n.pages))
+	pb.RegisterAdminServiceServer(s, &admin{n: n})
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	hard := time.AfterFunc(stopWait, s.Stop)
+	defer hard.Stop()
+	s.GracefulStop()
+	<-served
+	return ctx.Err()
+}
+
+func (n *Node) serveHTTP(ctx context.Context, l net.Listener) error {
+	s := &http.Server{Handler: n.httpHandler(), ReadHeaderTimeout: 5 * time.Second}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	s.Close()
+	<-served
+	return ctx.Err()
+}
