@@ -1,0 +1,167 @@
+package redo_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"everpage/deploy/pgtest"
+	"everpage/deploy/workload"
+	"everpage/redo"
+	"everpage/wal"
+	"everpage/wal/pg"
+)
+
+// indexRecords are the record types of each index manager that change pages otherwise than by an image.
+var indexRecords = map[wal.Rmgr][]string{
+	wal.RmBtree: {"INSERT_LEAF", "INSERT_UPPER", "INSERT_POST", "SPLIT_L", "SPLIT_R", "DEDUP", "DELETE", "VACUUM", "UNLINK_PAGE", "UNLINK_PAGE_META",
+		"NEWROOT", "MARK_PAGE_HALFDEAD", "META_CLEANUP"},
+	wal.RmHash: {"INIT_META_PAGE", "INIT_BITMAP_PAGE", "INSERT", "ADD_OVFL_PAGE", "SPLIT_ALLOCATE_PAGE", "SPLIT_COMPLETE", "MOVE_PAGE_CONTENTS",
+		"SQUEEZE_PAGE", "DELETE", "SPLIT_CLEANUP", "UPDATE_META_PAGE", "VACUUM_ONE_PAGE"},
+	wal.RmGist: {"PAGE_UPDATE", "DELETE", "PAGE_SPLIT", "PAGE_DELETE"},
+}
+
+// requireCompared fails where a record type of a manager was never held against the primary.
+func requireCompared(t *testing.T, compared map[string]int, rmgrs ...wal.Rmgr) {
+	t.Helper()
+	for _, rm := range rmgrs {
+		for _, name := range indexRecords[rm] {
+			if compared[fmt.Sprintf("%s/%s", rm, name)] == 0 {
+				t.Errorf("no page of %s/%s was compared", rm, name)
+			}
+		}
+	}
+}
+
+// compareIndexes holds all pages of the indexes that these managers changed against a cleanly stopped data directory: after masking, and what the
+// masks hide though only records change it, the LSN and a GiST page's NSN.
+func (r *replayer) compareIndexes(dir string, rmgrs ...wal.Rmgr) (compared int) {
+	r.t.Helper()
+	final, _ := loadRelations(r.t, dir)
+	indexes := map[pg.RelFork]wal.Rmgr{}
+	for key, rm := range r.owner {
+		if slices.Contains(rmgrs, rm) {
+			indexes[key.RelFork] = rm
+		}
+	}
+	for key, page := range r.pages {
+		rm, ok := indexes[key.RelFork]
+		if !ok || page.IsNew() || r.damaged[key] != nil {
+			continue
+		}
+		theirs := final[key]
+		if theirs == nil {
+			r.mismatch("%s %s is not there at the end", rm, key)
+			continue
+		}
+		if page.LSN() != theirs.LSN() {
+			r.mismatch("%s %s at the end: LSN %s, the primary has %s", rm, key, page.LSN(), theirs.LSN())
+		}
+		if rm == wal.RmGist {
+			const followRight = 8 // F_FOLLOW_RIGHT
+			ours, theirs := page[page.Special():], theirs[theirs.Special():]
+			if pg.Page(ours).LSN() != pg.Page(theirs).LSN() ||
+				(binary.LittleEndian.Uint16(ours[12:])^binary.LittleEndian.Uint16(theirs[12:]))&followRight != 0 {
+				r.mismatch("%s %s at the end: NSN and flags % x, the primary has % x", rm, key, ours[:14], theirs[:14])
+			}
+		}
+		a, b := slices.Clone(page), slices.Clone(theirs)
+		for _, p := range []pg.Page{a, b} {
+			if err := redo.Mask(rm, p, key); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+		if !slices.Equal(a, b) {
+			r.mismatch("%s %s at the end differs from the primary's", rm, key)
+		}
+		compared++
+	}
+	return compared
+}
+
+func (r *replayer) failOnMismatches() {
+	r.t.Helper()
+	for i, m := range r.mismatches {
+		if i == 20 {
+			r.t.Fatalf("… %d mismatches in all", len(r.mismatches))
+		}
+		r.t.Error(m)
+	}
+}
+
+// What redo makes of index pages equals what the server had after each record, and at the end. Without full-page writes records change pages
+// that an image would replace else, as the overflow pages that a squeeze frees.
+func TestOracleIndexes(t *testing.T) {
+	// Over all runs: whether an insert finds items that a scan could mark dead depends on what else the server was doing.
+	compared := map[string]int{}
+	run := func(name string, major pg.Major, settings map[string]string) {
+		t.Run(name, func(t *testing.T) {
+			f := indexCorpus(t, major, settings)
+			r := newReplayer(t, major, f.Base)
+			r.replay(f.WAL)
+			r.finish()
+			t.Logf("%d pages of indexes compared at the end", r.compareIndexes(f.Final, wal.RmBtree, wal.RmHash, wal.RmGist))
+			r.report()
+			r.failOnMismatches()
+			for name, n := range r.compared {
+				compared[name] += n
+			}
+		})
+	}
+	for _, major := range pg.Majors() {
+		run(fmt.Sprint(major), major, nil)
+	}
+	run("15_without_full_page_writes", 15, map[string]string{"full_page_writes": "off"})
+	requireCompared(t, compared, wal.RmHash, wal.RmGist)
+}
+
+func indexCorpus(t *testing.T, major pg.Major, settings map[string]string) *workload.Files {
+	t.Helper()
+	o := small
+	o.Seed = 1
+	f, err := workload.Cached(t.Context(), int(major), settings, workload.Indexes, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// A redo that is wrong in one way for one index manager is found out.
+func TestOracleFindsIndexFaults(t *testing.T) {
+	f := indexCorpus(t, pgtest.DefaultMajor, nil)
+	spoil := func(rm wal.Rmgr, op, part uint8, at int) func(c *redo.PageChange) {
+		return func(c *redo.PageChange) {
+			if d := &c.Delta; c.Kind != redo.KindImage && d.Rmgr == rm && d.Info&0xF0 == op && d.Part == part {
+				d.Main = slices.Clone(d.Main)
+				d.Main[at] ^= 1
+			}
+		}
+	}
+	for name, fault := range map[string]func(c *redo.PageChange){
+		"B-tree split point":      spoil(wal.RmBtree, 0x40, 0, 4),
+		"hash bucket flags":       spoil(wal.RmHash, 0x60, 1, 2),
+		"hash squeeze right link": spoil(wal.RmHash, 0x80, 3, 4),
+		"GiST split right link":   spoil(wal.RmGist, 0x30, 2, 0),
+		"GiST split NSN":          spoil(wal.RmGist, 0x30, 1, 8), // only at the end
+		"hash page LSN": func(c *redo.PageChange) {
+			if d := &c.Delta; d.Rmgr == wal.RmHash && d.Info&0xF0 == 0x20 && d.Part == 0 {
+				d.LSN++
+			}
+		},
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
+			r := newReplayer(t, pg.Major(f.Major), f.Base)
+			r.fault = fault
+			r.replay(f.WAL)
+			r.finish()
+			seen := len(r.mismatches)
+			r.compareIndexes(f.Final, wal.RmBtree, wal.RmHash, wal.RmGist)
+			t.Logf("%d mismatches with images, %d at the end", seen, len(r.mismatches)-seen)
+			if len(r.mismatches) == 0 {
+				t.Error("the fault went unnoticed")
+			}
+		})
+	}
+}
