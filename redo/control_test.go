@@ -235,3 +235,22 @@ func BenchmarkControlRedo(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkTouchCommit(b *testing.B) {
+	st := ControlState{NextXID: 700}
+	var ch Changes
+	for name, rec := range map[string]*wal.Record{
+		"plain":           record(15, wal.RmTransaction, 0, 650, int64(1)),
+		"20 subxacts":     record(15, wal.RmTransaction, 0x80, 650, int64(1), uint32(2), subxids(651, 20)),
+		"10 dropped rels": record(15, wal.RmTransaction, 0x80, 650, int64(1), uint32(4), int32(10), make([]byte, 120)),
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := Touch(rec, &st, &ch); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

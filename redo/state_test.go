@@ -209,7 +209,7 @@ func (c *clusterState) changeSLRU(p *redo.PageChange) {
 	}
 }
 
-// control gives a record to the control state. A shutdown checkpoint says what the primary's counters were: ours must have come there without it.
+// control gives a record to the control state. Checkpoints say what the primary's counters were: ours must have come there without them.
 func (c *clusterState) control(rec *wal.Record) {
 	c.t.Helper()
 	before := c.state
@@ -222,12 +222,26 @@ func (c *clusterState) control(rec *wal.Record) {
 			c.t.Fatalf("%s: group %d changed: %v, but told %v", rec.Start, g, !same, groups.Has(g))
 		}
 	}
-	if c.types["XLOG/CHECKPOINT_SHUTDOWN"] < 2 || rec.Rmgr != wal.RmXLOG || rec.Op() != 0 {
+	if c.types["XLOG/CHECKPOINT_SHUTDOWN"] < 2 && rec.Op() == 0 || rec.Rmgr != wal.RmXLOG || rec.Op() > 0x10 {
 		return
 	}
 	cp, err := pg.DecodeCheckPoint(rec.Major, rec.Main)
 	if err != nil {
 		c.t.Fatal(err)
+	}
+	if rec.Op() == 0x10 {
+		// Ahead of us may be what its sessions had taken and not logged yet.
+		const sessions = 64
+		if ahead := int64(cp.NextXID) - int64(before.NextXID); ahead > sessions {
+			c.t.Errorf("before the checkpoint at %s: next xid %x, the primary had %x", rec.Start, before.NextXID, cp.NextXID)
+		}
+		if ahead := int32(cp.NextMulti - before.NextMulti); ahead > sessions {
+			c.t.Errorf("before the checkpoint at %s: next multixact %d, the primary had %d", rec.Start, before.NextMulti, cp.NextMulti)
+		}
+		if ahead := int32(cp.NextMultiOffset - before.NextMultiOffset); ahead > sessions*sessions {
+			c.t.Errorf("before the checkpoint at %s: next member %d, the primary had %d", rec.Start, before.NextMultiOffset, cp.NextMultiOffset)
+		}
+		return
 	}
 	// The server logs an OID up to which it may go on without WAL (VAR_OID_PREFETCH).
 	if ahead := before.NextOid - cp.NextOid; ahead > 8192 {
