@@ -60,8 +60,6 @@ func heap2Touch(rec *wal.Record, st *ControlState, ch *Changes) error {
 			return err
 		}
 		for i := range ch.Pages {
-			// A missing page of the map is as good as one of zeros (RBM_ZERO_ON_ERROR).
-			ch.Pages[i].Optional = ch.Pages[i].Delta.Part == 0
 			ch.Pages[i].Delta.HintLSN = st.DataChecksums || st.WALLogHints
 		}
 	case heap2MultiInsert:
@@ -82,7 +80,8 @@ func heap2Touch(rec *wal.Record, st *ControlState, ch *Changes) error {
 	return nil
 }
 
-// startsFromZeros tells that redo initialises a page never written, though the record doesn't say so: the map's page of Heap2/VISIBLE.
+// startsFromZeros tells that redo initialises a page never written, though the record doesn't say so: the map's page of Heap2/VISIBLE
+// (RBM_ZERO_ON_ERROR).
 func startsFromZeros(d *Delta) bool {
 	return d.Rmgr == wal.RmHeap2 && d.Info&heapOpMask == heap2Visible && d.Part == 0
 }
