@@ -32,6 +32,7 @@ type Server struct {
 	MaxSlotWALKeepSize  int64  `json:"max_slot_wal_keep_size"` // bytes, -1 unbounded
 	WALKeepSize         int64  `json:"wal_keep_size"`          // bytes
 	SynchronousNames    string `json:"synchronous_standby_names"`
+	IdleSlotTimeout     string `json:"idle_replication_slot_timeout,omitempty"` // 18 and later
 }
 
 // identity reads what every connection checks: IDENTIFY_SYSTEM, segment size, recovery and wal_level.
@@ -49,17 +50,22 @@ func identity(ctx context.Context, c *Conn) (Server, error) {
 		return s, fmt.Errorf("%s: system identifier %q is not a number", c.where, id.SystemID)
 	}
 	s.Timeline, s.Position = pg.TimelineID(id.Timeline), pg.LSN(id.XLogPos)
+	return s, s.readBasics(ctx, c)
+}
+
+// readBasics reads segment size, recovery and wal_level, over either kind of connection.
+func (s *Server) readBasics(ctx context.Context, c *Conn) error {
 	r := settingReader{ctx: ctx, c: c}
 	segment := r.bytes("wal_segment_size")
 	s.InRecovery = r.bool("in_hot_standby")
 	s.WALLevel = r.text("wal_level")
 	if r.err != nil {
-		return s, fmt.Errorf("%s: %w", c.where, r.err)
+		return fmt.Errorf("%s: %w", c.where, r.err)
 	}
 	if s.SegmentSize = wal.SegmentSize(segment); int64(s.SegmentSize) != segment || !s.SegmentSize.Valid() {
-		return s, fmt.Errorf("%s: wal_segment_size of %d bytes is no power of two from 1 MB to 1 GB", c.where, segment)
+		return fmt.Errorf("%s: wal_segment_size of %d bytes is no power of two from 1 MB to 1 GB", c.where, segment)
 	}
-	return s, nil
+	return nil
 }
 
 // Identify asks a server for its identity and for the settings that matter to us. It needs a replication connection.
@@ -69,6 +75,11 @@ func Identify(ctx context.Context, c *Conn) (Server, error) {
 	if err != nil {
 		return s, err
 	}
+	return s, s.readSettings(ctx, c)
+}
+
+// readSettings reads the settings that matter to us, over either kind of connection.
+func (s *Server) readSettings(ctx context.Context, c *Conn) error {
 	r := settingReader{ctx: ctx, c: c}
 	s.FullPageWrites = r.bool("full_page_writes")
 	s.DataChecksums = r.bool("data_checksums")
@@ -78,15 +89,18 @@ func Identify(ctx context.Context, c *Conn) (Server, error) {
 	s.MaxSlotWALKeepSize = r.bytes("max_slot_wal_keep_size")
 	s.WALKeepSize = r.bytes("wal_keep_size")
 	s.SynchronousNames = r.text("synchronous_standby_names")
+	if c.major >= 18 {
+		s.IdleSlotTimeout = r.text("idle_replication_slot_timeout")
+	}
 	for name, want := range map[string]int64{"block_size": pg.BlockSize, "wal_block_size": pg.BlockSize, "segment_size": pg.SegmentBlocks * pg.BlockSize} {
 		if got := r.bytes(name); r.err == nil && got != want {
-			return s, &ConnectError{Kind: ErrUnsupported, Where: c.where, Err: fmt.Errorf("it was built with %s of %d bytes, not %d", name, got, want)}
+			return &ConnectError{Kind: ErrUnsupported, Where: c.where, Err: fmt.Errorf("it was built with %s of %d bytes, not %d", name, got, want)}
 		}
 	}
 	if r.err != nil {
-		return s, fmt.Errorf("%s: %w", c.where, r.err)
+		return fmt.Errorf("%s: %w", c.where, r.err)
 	}
-	return s, nil
+	return nil
 }
 
 // Why a server cannot be what pages are imported from.

@@ -3,6 +3,7 @@ package stream_test
 import (
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,6 +71,8 @@ func TestReceiverFollowsPrimary(t *testing.T) {
 // testSynchronousCommit sees a commit wait for our flush, not for less.
 func testSynchronousCommit(t *testing.T, s *pgtest.Server, sink *memorySink) {
 	gate := make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	t.Cleanup(open)
 	s.MustSQL(t, "postgres", "create table sync(a int)", "alter system set synchronous_standby_names = 'node1'", "select pg_reload_conf()")
 	eventually(t, "node1 is the synchronous standby", func() bool {
 		return s.MustSQL(t, "postgres", "select sync_state from pg_stat_replication")[0][0] == "sync"
@@ -90,7 +93,7 @@ func testSynchronousCommit(t *testing.T, s *pgtest.Server, sink *memorySink) {
 		t.Fatalf("commit did not wait: %v", err)
 	default:
 	}
-	close(gate)
+	open()
 	select {
 	case err := <-committed:
 		if err != nil {
@@ -156,13 +159,7 @@ func testApplied(t *testing.T, s *pgtest.Server, f *follower, sink *memorySink) 
 func testSlotDropped(t *testing.T, s *pgtest.Server, f *follower, sink *memorySink, server stream.Server) {
 	f.stop(t)
 	c := connect(t, s.ConnString("postgres"), stream.Replication)
-	eventually(t, "the slot is free", func() bool {
-		err := stream.DropSlot(t.Context(), c, "everpage_test_node1")
-		if err != nil && !errors.Is(err, stream.ErrSlotActive) {
-			t.Fatal(err)
-		}
-		return err == nil
-	})
+	dropSlot(t, c, "everpage_test_node1")
 	if err := stream.DropSlot(t.Context(), c, "everpage_test_node1"); err != nil {
 		t.Fatalf("drop of a missing slot: %v", err)
 	}

@@ -3,6 +3,7 @@ package stream_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ type memorySink struct {
 	wal     []byte // from pos.First on
 	durable int    // bytes of wal
 	resumes int
+	limit   pg.LSN // WAL is taken up to here; 0 is no limit
 
 	changed  chan struct{}     // closed and made anew at every flush
 	onFlush  func() error      // called at the start of Flush
@@ -72,6 +74,11 @@ func (m *memorySink) Append(at pg.LSN, p []byte) error {
 	defer m.mu.Unlock()
 	if want := m.pos.First + pg.LSN(len(m.wal)); at != want {
 		return fmt.Errorf("append at %s, want %s", at, want)
+	}
+	if m.limit != 0 && at+pg.LSN(len(p)) > m.limit {
+		m.wal = append(m.wal, p[:m.limit-at]...)
+		m.durable = len(m.wal)
+		return errors.New("full")
 	}
 	m.wal = append(m.wal, p...)
 	return nil
@@ -260,6 +267,18 @@ func ensureSlot(t *testing.T, s *pgtest.Server, name string) stream.Slot {
 		t.Fatal(err)
 	}
 	return slot
+}
+
+// dropSlot drops a slot that its last user may be about to leave.
+func dropSlot(t *testing.T, c *stream.Conn, name string) {
+	t.Helper()
+	eventually(t, "the slot is free", func() bool {
+		err := stream.DropSlot(t.Context(), c, name)
+		if err != nil && !errors.Is(err, stream.ErrSlotActive) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 func currentLSN(t *testing.T, s *pgtest.Server) pg.LSN {

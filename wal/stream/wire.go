@@ -98,16 +98,14 @@ func (w *wire) fail(err error) error {
 	return fmt.Errorf("%s: connection lost: %w", w.where, err)
 }
 
-// abort breaks a receive and a send under way; they return cause. The first cause stays.
+// abort closes the connection; a receive and a send under way return cause, at once. The first cause stays.
 func (w *wire) abort(cause error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.cause == nil {
+	if w.cause == nil && !w.closed {
 		w.cause = cause
 	}
-	if !w.closed {
-		_ = w.net.SetDeadline(time.Unix(1, 0)) // only fails on a closed connection
-	}
+	w.goodbye()
 }
 
 // close says goodbye, if the connection is still good for it, and closes.
@@ -115,13 +113,18 @@ func (w *wire) close() {
 	w.stop()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.goodbye()
+}
+
+func (w *wire) goodbye() {
 	if w.closed {
 		return
 	}
 	w.closed = true
-	_ = w.net.SetDeadline(time.Now().Add(time.Second))
+	_ = w.net.SetDeadline(time.Unix(1, 0)) // ends a send under way, which would be in the way
+	_ = w.net.SetWriteDeadline(time.Now().Add(time.Second))
 	if b, err := (&pgproto3.Terminate{}).Encode(nil); err == nil {
-		_, _ = w.net.Write(b) // the server notices the end without it
+		_, _ = w.net.Write(b) // without it the server notices the end all the same
 	}
 	_ = w.net.Close()
 }
