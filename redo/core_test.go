@@ -67,7 +67,7 @@ func TestTouchUnknownRecord(t *testing.T) {
 		"custom manager":        heapRecord(15, 130, 0x00, nil),
 		"unknown manager":       heapRecord(15, 22, 0x00, nil),
 		"unknown heap record":   heapRecord(15, wal.RmHeap, 0x90, deleteMain(0)), // DELETE has no variant that initialises
-		"unsupported manager":   heapRecord(15, wal.RmSPGist, 0x10, nil),
+		"unsupported manager":   heapRecord(15, wal.RmLogicalMessage, 0x00, nil),
 		"record of later major": heapRecord(15, wal.RmXLOG, 0xE0, nil),
 	} {
 		t.Run(name, func(t *testing.T) {

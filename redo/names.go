@@ -30,14 +30,3 @@ func RecordName(major pg.Major, rmgr wal.Rmgr, info uint8) string {
 type names [16]string
 
 func (n names) of(_ pg.Major, info uint8) string { return n[info>>4] }
-
-// Managers whose records are known by name only. All pages that they name are damaged by them.
-var (
-	ginManager = manager{name: names{"", "CREATE_PTREE", "INSERT", "SPLIT", "VACUUM_PAGE", "DELETE_PAGE", "UPDATE_META_PAGE",
-		"INSERT_LISTPAGE", "DELETE_LISTPAGE", "VACUUM_DATA_LEAF_PAGE"}.of}
-	spgistManager = manager{name: names{"", "ADD_LEAF", "MOVE_LEAFS", "ADD_NODE", "SPLIT_TUPLE", "PICKSPLIT", "VACUUM_LEAF", "VACUUM_ROOT",
-		"VACUUM_REDIRECT"}.of}
-	brinManager = manager{name: names{"CREATE_INDEX", "INSERT", "UPDATE", "SAMEPAGE_UPDATE", "REVMAP_EXTEND", "DESUMMARIZE", "", "",
-		"", "INSERT", "UPDATE"}.of}
-	genericManager = manager{name: func(pg.Major, uint8) string { return "Generic" }}
-)
