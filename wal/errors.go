@@ -28,6 +28,9 @@ func (e *EndError) Error() string { return fmt.Sprintf("WAL ends at %s: %s", e.L
 
 // IsEnd tells whether err is the clean end of WAL.
 func IsEnd(err error) bool {
+	if err == nil { // the usual case, where errors.As's target need not be allocated
+		return false
+	}
 	var e *EndError
 	return errors.As(err, &e)
 }
