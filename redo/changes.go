@@ -26,6 +26,10 @@ type Changes struct {
 	// Damaged are pages that an unknown or unsupported record touches: they can't be served from here on until an image replaces them.
 	Damaged []DamagedPage
 
+	// Skip, where set, names the pages whose content nobody wants, as another node keeps them: their images are not unpacked, so that an entry of
+	// Pages with KindImage has no Image. Reset keeps it.
+	Skip func(key pg.PageKey) bool
+
 	arena []byte // images and parts' main data
 	tags  []Tag
 

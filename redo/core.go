@@ -108,6 +108,9 @@ func touchBlock(rec *wal.Record, blk *wal.Block, m *manager, ch *Changes) error 
 		return nil
 	}
 	c.Kind = KindImage
+	if ch.Skip != nil && ch.Skip(c.Key) {
+		return nil
+	}
 	c.Image = ch.alloc(pg.BlockSize)
 	img := pg.Page(c.Image)
 	if err := RestoreImage(img, blk, rec.End, &ch.scratch); err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"everpage/chunk"
 	"everpage/chunk/ingest"
+	"everpage/chunk/offline"
 	"everpage/redo"
 	"everpage/wal"
 	"everpage/wal/pg"
@@ -61,11 +62,11 @@ func (f *final) compare() error {
 	f.theirs, f.slrus, f.objects = map[pg.RelFork]uint32{}, map[slruSegment]bool{}, map[objectKey]bool{}
 	f.unlogged, f.buf = map[pg.RelFileLocator]bool{}, make([]byte, pg.BlockSize)
 	var err error
-	if f.control, err = readControl(r.o.Final); err != nil {
+	if f.control, err = offline.ReadControl(r.o.Final); err != nil {
 		return fmt.Errorf("final: %w", err)
 	}
-	if f.control.SystemID != r.control.SystemID {
-		return fmt.Errorf("final %s is of system %d, the base is of %d", r.o.Final, f.control.SystemID, r.control.SystemID)
+	if f.control.SystemID != r.source.Control.SystemID {
+		return fmt.Errorf("final %s is of system %d, the base is of %d", r.o.Final, f.control.SystemID, r.source.Control.SystemID)
 	}
 	if f.control.State != pg.DBShutdowned {
 		return fmt.Errorf("final %s was not stopped cleanly", r.o.Final)
@@ -351,7 +352,7 @@ func (f *final) object(b stream.BackupFile, kind redo.MetaKind, id [2]uint32) er
 
 // controlState compares the counters of pg_control with the shutdown checkpoint's.
 func (f *final) controlState() error {
-	ours, theirs := f.run.control, f.control.Copy
+	ours, theirs := f.run.source.Control, f.control.Copy
 	f.state.Fill(&ours)
 	c := ours.Copy
 	f.rep.Objects++

@@ -1,7 +1,6 @@
 package verify
 
 import (
-	"encoding/binary"
 	"fmt"
 
 	"everpage/wal/pg"
@@ -101,11 +100,4 @@ func (r *Report) violation(text string) {
 // firstBytes prints some bytes from an offset on.
 func firstBytes(p []byte, at int) string {
 	return fmt.Sprintf("%x", p[at:min(len(p), at+16)])
-}
-
-func backupStart(main []byte) pg.LSN {
-	if len(main) < 8 {
-		return 0
-	}
-	return pg.LSN(binary.LittleEndian.Uint64(main))
 }

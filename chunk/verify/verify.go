@@ -14,12 +14,11 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"everpage/chunk"
-	"everpage/chunk/importer"
 	"everpage/chunk/ingest"
+	"everpage/chunk/offline"
 	"everpage/redo"
 	"everpage/wal"
 	"everpage/wal/pg"
-	"everpage/wal/stream"
 )
 
 // branch is the one that a verification writes.
@@ -53,10 +52,11 @@ func Run(ctx context.Context, o Options) (report *Report, err error) {
 		defer os.RemoveAll(dir)
 		o.Store = dir
 	}
-	control, err := readControl(o.Base)
+	source, err := offline.Open(o.Base, o.WAL)
 	if err != nil {
 		return report, err
 	}
+	control := source.Control
 	report.Major = control.Major
 	store, err := chunk.Open(chunk.Options{
 		Dir: filepath.Join(o.Store, "store"), FS: vfs.Default, Redoer: &faulty{redo.Redoer{Major: control.Major}, o.Fault}, Logger: o.Logger,
@@ -66,20 +66,8 @@ func Run(ctx context.Context, o Options) (report *Report, err error) {
 		return report, err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	r := &run{o: o, report: report, store: store, control: control}
+	r := &run{o: o, report: report, store: store, source: source}
 	return report, r.run(ctx)
-}
-
-func readControl(dir string) (pg.ControlFile, error) {
-	b, err := os.ReadFile(filepath.Join(dir, "global", "pg_control"))
-	if err != nil {
-		return pg.ControlFile{}, fmt.Errorf("base: %w", err)
-	}
-	c, err := pg.ReadControl(b)
-	if err != nil {
-		return c, fmt.Errorf("base %s: %w", dir, err)
-	}
-	return c, nil
 }
 
 // faulty is redo with a deliberate fault, if there is one.
@@ -106,44 +94,32 @@ type run struct {
 	o       Options
 	report  *Report
 	store   *chunk.Store
-	control pg.ControlFile // of the base
-
-	history wal.History
-	size    wal.SegmentSize
+	source  *offline.Source
 	images  images
 }
 
-// start is where replay begins, and the checkpoint record that says so.
-type start struct {
-	redo, checkpoint, end pg.LSN
-	timeline              pg.TimelineID
-}
-
 func (r *run) run(ctx context.Context) error {
-	s, err := r.findStart()
+	im, err := r.source.Import(ctx, r.store, branch)
 	if err != nil {
 		return err
 	}
-	if err := r.importBase(ctx, s); err != nil {
-		return err
-	}
+	r.report.DamagedInBase = im.Damaged
 	p, err := ingest.Open(r.store, ingest.Options{
-		Branch: branch, Major: r.control.Major, BatchBytes: 256 << 10, Watch: r.watch, Committed: func() error { return r.images.compare(ctx, r) },
+		Branch: branch, Major: r.source.Control.Major, BatchBytes: 256 << 10, Watch: r.watch, Committed: func() error { return r.images.compare(ctx, r) },
 	})
 	if err != nil {
 		return err
 	}
-	src, reader, err := r.reader()
+	reader, src, err := r.source.Reader(r.source.Redo)
 	if err != nil {
 		p.Close()
 		return err
 	}
 	defer src.Close()
-	reader.Seek(s.redo)
 	err = p.Drain(ctx, reader)
 	progress := p.Progress()
 	p.Close()
-	r.report.Records, r.report.Start, r.report.End = p.Records, s.redo, progress.Readable
+	r.report.Records, r.report.Start, r.report.End = p.Records, r.source.Redo, progress.Readable
 	if !wal.IsEnd(err) {
 		return err
 	}
@@ -160,122 +136,6 @@ func (r *run) run(ctx context.Context) error {
 	}
 	f := &final{run: r, at: progress.Readable, ctx: ctx}
 	return f.compare()
-}
-
-// findStart reads where the base begins: backup_label says it for a base backup, else pg_control.
-func (r *run) findStart() (start, error) {
-	s := start{redo: r.control.Copy.Redo, checkpoint: r.control.CheckPoint, timeline: r.control.Copy.Timeline}
-	b, err := os.ReadFile(filepath.Join(r.o.Base, "backup_label"))
-	labelled := err == nil
-	if labelled {
-		l, err := stream.ParseBackupLabel(b)
-		if err != nil {
-			return s, err
-		}
-		s = start{redo: l.Start, checkpoint: l.Checkpoint, timeline: l.Timeline}
-	} else if r.control.State != pg.DBShutdowned && r.control.State != pg.DBShutdownedInRecovery {
-		return s, fmt.Errorf("base %s was not stopped cleanly and has no backup_label: its pages are of no one moment", r.o.Base)
-	}
-	r.size = wal.SegmentSize(r.control.WALSegmentSize)
-	if r.history, err = newestHistory(r.o.WAL, r.size, s.timeline); err != nil {
-		return s, err
-	}
-	s.end = s.redo
-	if labelled {
-		s.end, err = r.findBackupEnd(s)
-	}
-	return s, err
-}
-
-// newestHistory is the history of the newest timeline in the directory that descends from the base's.
-func newestHistory(dir string, size wal.SegmentSize, base pg.TimelineID) (wal.History, error) {
-	h := wal.History{Timeline: base}
-	_, timelines, err := wal.ListDir(dir, size)
-	if err != nil {
-		return h, err
-	}
-	for _, t := range append(timelines, base) {
-		if t < h.Timeline || t == 1 {
-			continue
-		}
-		candidate, err := wal.ReadHistory(dir, t)
-		if err != nil {
-			return h, err
-		}
-		if candidate.Member(base) {
-			h = candidate
-		}
-	}
-	return h, nil
-}
-
-func (r *run) reader() (*wal.Dir, *wal.Reader, error) {
-	src, err := wal.OpenDir(r.o.WAL, r.size, r.history)
-	if err != nil {
-		return nil, nil, err
-	}
-	reader, err := wal.NewReader(src, wal.ReaderOptions{SegmentSize: r.size, Major: r.control.Major, SystemID: r.control.SystemID, History: &r.history})
-	if err != nil {
-		src.Close()
-		return nil, nil, err
-	}
-	return src, reader, nil
-}
-
-// xlogBackupEnd is XLOG_BACKUP_END: its main data is the start LSN of the backup that ended.
-const xlogBackupEnd = 0x50
-
-// findBackupEnd looks for the record that ends the backup.
-func (r *run) findBackupEnd(s start) (pg.LSN, error) {
-	src, reader, err := r.reader()
-	if err != nil {
-		return 0, err
-	}
-	defer src.Close()
-	reader.Seek(s.redo)
-	for {
-		rec, err := reader.Next()
-		if err != nil {
-			return 0, fmt.Errorf("the WAL has no end of the base backup that started at %s: %w", s.redo, err)
-		}
-		if rec.Rmgr == wal.RmXLOG && rec.Op() == xlogBackupEnd && backupStart(rec.Main) == s.redo {
-			return rec.End, nil
-		}
-	}
-}
-
-// importBase imports the base and finishes it with its checkpoint record.
-func (r *run) importBase(ctx context.Context, s start) error {
-	im, err := importer.New(r.store, importer.Options{
-		Branch: branch, Major: r.control.Major, Start: s.redo, DataChecksums: r.control.DataChecksumVersion != 0,
-	})
-	if err != nil {
-		return err
-	}
-	defer im.Close()
-	info, err := stream.Directory(ctx, r.o.Base, im.File)
-	if err != nil {
-		return err
-	}
-	if err := im.Tablespaces(info.Tablespaces); err != nil {
-		return err
-	}
-	r.report.DamagedInBase = im.Damaged
-	src, reader, err := r.reader()
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	reader.Seek(s.checkpoint)
-	rec, err := reader.Next()
-	if err != nil {
-		return fmt.Errorf("checkpoint record at %s: %w", s.checkpoint, err)
-	}
-	body, err := importer.CheckPointOf(rec)
-	if err != nil {
-		return err
-	}
-	return im.Finish(s.checkpoint, body, s.end)
 }
 
 // check walks the store's own invariants.
