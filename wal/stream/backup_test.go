@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -77,88 +76,82 @@ func collect(files map[string]seen, order *[]string) func(stream.BackupFile) err
 	}
 }
 
-func TestBackupEqualsDataDirectory(t *testing.T) {
-	for _, major := range []int{14, 15, 17} {
-		t.Run(strconv.Itoa(major), func(t *testing.T) {
-			t.Parallel()
-			s := startServer(t, major, nil, "--data-checksums")
-			makeContent(t, s)
-			s.MustSQL(t, "postgres", "checkpoint")
-			var began stream.BackupStart
-			var done, total int64
-			got, order := map[string]seen{}, []string{}
-			res, err := stream.Backup(t.Context(), connect(t, s.ConnString("postgres"), stream.Replication), stream.BackupOptions{
-				Label:    "it's a test",
-				Begin:    func(b stream.BackupStart) error { began = b; return nil },
-				Progress: func(d, n int64) { done, total = d, n },
-			}, collect(got, &order))
-			if err != nil {
-				t.Fatal(err)
+func testBackup(t *testing.T, s *pgtest.Server, major int) {
+	makeContent(t, s)
+	s.MustSQL(t, "postgres", "checkpoint")
+	var began stream.BackupStart
+	var done, total int64
+	got, order := map[string]seen{}, []string{}
+	res, err := stream.Backup(t.Context(), connect(t, s.ConnString("postgres"), stream.Replication), stream.BackupOptions{
+		Label:    "it's a test",
+		Begin:    func(b stream.BackupStart) error { began = b; return nil },
+		Progress: func(d, n int64) { done, total = d, n },
+	}, collect(got, &order))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if began.Start != res.Start || res.Start == 0 || res.End < res.Start || res.Timeline != 1 || res.Label.Start != res.Start || res.Label.Label != "it's a test" {
+		t.Fatalf("result %+v, begun %+v", res, began)
+	}
+	if !res.Server.DataChecksums || res.Server.SegmentSize != 1<<20 || res.Server.Major != pg.Major(major) || res.Server.InRecovery || res.Server.SystemID == 0 {
+		t.Fatalf("server %+v", res.Server)
+	}
+	if done == 0 || done != total || res.Files != int64(len(got)) || len(res.Tablespaces) != 1 || res.Tablespaces[0].Size == 0 {
+		t.Fatalf("progress %d of %d, %d files of %d, tablespaces %v", done, total, len(got), res.Files, res.Tablespaces)
+	}
+	if last := order[len(order)-1]; last != "global/pg_control" {
+		t.Fatalf("last file is %s", last)
+	}
+	// A stop writes nothing that the backup's checkpoint had not.
+	if err := s.Stop(t.Context(), pgtest.Fast); err != nil {
+		t.Fatal(err)
+	}
+	want, coldOrder := map[string]seen{}, []string{}
+	info, err := stream.Directory(t.Context(), s.DataDir(), collect(want, &coldOrder))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Major != pg.Major(major) || info.Label != nil || len(info.Tablespaces) != 1 || info.Tablespaces[0].Oid != res.Tablespaces[0].Oid || info.Tablespaces[0].Location != res.Tablespaces[0].Location {
+		t.Fatalf("directory %+v", info)
+	}
+	compared, inSpace, unlogged := 0, 0, 0
+	for name, w := range want {
+		f, err := pg.Classify(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch f.Kind {
+		case pg.FileRelation, pg.FileSLRU, pg.FileRelMap, pg.FileVersion, pg.FileConfig:
+		default:
+			continue
+		}
+		g, ok := got[name]
+		if !ok || g.sum != w.sum || g.file.Tablespace != w.file.Tablespace || g.file.Path != w.file.Path || g.file.Size != w.file.Size {
+			t.Errorf("%s: backup has %+v, directory %+v", name, g.file, w.file)
+		}
+		compared++
+		if g.file.Tablespace != 0 {
+			inSpace++
+			if strings.HasPrefix(g.file.Path, "PG_") {
+				t.Errorf("%s: path %s in the tablespace", name, g.file.Path)
 			}
-			if began.Start != res.Start || res.Start == 0 || res.End < res.Start || res.Timeline != 1 || res.Label.Start != res.Start || res.Label.Label != "it's a test" {
-				t.Fatalf("result %+v, begun %+v", res, began)
+		}
+		if f.Kind == pg.FileRelation && f.Rel.Fork == pg.InitFork {
+			unlogged++
+		}
+	}
+	for name, g := range got {
+		if f, _ := pg.Classify(name); f.Kind == pg.FileRelation || f.Kind == pg.FileSLRU {
+			if _, ok := want[name]; !ok {
+				t.Errorf("%s: in the backup only (%d bytes)", name, g.file.Size)
 			}
-			if !res.Server.DataChecksums || res.Server.SegmentSize != 1<<20 || res.Server.Major != pg.Major(major) || res.Server.InRecovery || res.Server.SystemID == 0 {
-				t.Fatalf("server %+v", res.Server)
-			}
-			if done == 0 || done != total || res.Files != int64(len(got)) || len(res.Tablespaces) != 1 || res.Tablespaces[0].Size == 0 {
-				t.Fatalf("progress %d of %d, %d files of %d, tablespaces %v", done, total, len(got), res.Files, res.Tablespaces)
-			}
-			if last := order[len(order)-1]; last != "global/pg_control" {
-				t.Fatalf("last file is %s", last)
-			}
-			// A stop writes nothing that the backup's checkpoint had not.
-			if err := s.Stop(t.Context(), pgtest.Fast); err != nil {
-				t.Fatal(err)
-			}
-			want, coldOrder := map[string]seen{}, []string{}
-			info, err := stream.Directory(t.Context(), s.DataDir(), collect(want, &coldOrder))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if info.Major != pg.Major(major) || info.Label != nil || len(info.Tablespaces) != 1 || info.Tablespaces[0].Oid != res.Tablespaces[0].Oid || info.Tablespaces[0].Location != res.Tablespaces[0].Location {
-				t.Fatalf("directory %+v", info)
-			}
-			compared, inSpace, unlogged := 0, 0, 0
-			for name, w := range want {
-				f, err := pg.Classify(name)
-				if err != nil {
-					t.Fatal(err)
-				}
-				switch f.Kind {
-				case pg.FileRelation, pg.FileSLRU, pg.FileRelMap, pg.FileVersion, pg.FileConfig:
-				default:
-					continue
-				}
-				g, ok := got[name]
-				if !ok || g.sum != w.sum || g.file.Tablespace != w.file.Tablespace || g.file.Path != w.file.Path || g.file.Size != w.file.Size {
-					t.Errorf("%s: backup has %+v, directory %+v", name, g.file, w.file)
-				}
-				compared++
-				if g.file.Tablespace != 0 {
-					inSpace++
-					if strings.HasPrefix(g.file.Path, "PG_") {
-						t.Errorf("%s: path %s in the tablespace", name, g.file.Path)
-					}
-				}
-				if f.Kind == pg.FileRelation && f.Rel.Fork == pg.InitFork {
-					unlogged++
-				}
-			}
-			for name, g := range got {
-				if f, _ := pg.Classify(name); f.Kind == pg.FileRelation || f.Kind == pg.FileSLRU {
-					if _, ok := want[name]; !ok {
-						t.Errorf("%s: in the backup only (%d bytes)", name, g.file.Size)
-					}
-				}
-			}
-			if compared < 500 || inSpace < 3 || unlogged != 2 {
-				t.Fatalf("compared %d files, %d in the tablespace, %d init forks", compared, inSpace, unlogged)
-			}
-			if order[0] != coldOrder[0] && got[order[0]].file.Tablespace == 0 {
-				t.Errorf("first files %s and %s", order[0], coldOrder[0])
-			}
-		})
+		}
+	}
+	if compared < 500 || inSpace < 3 || unlogged != 2 {
+		t.Fatalf("compared %d files, %d in the tablespace, %d init forks", compared, inSpace, unlogged)
+	}
+	if order[0] != coldOrder[0] && got[order[0]].file.Tablespace == 0 {
+		t.Errorf("first files %s and %s", order[0], coldOrder[0])
 	}
 }
 

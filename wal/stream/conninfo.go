@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"reflect"
 	"strings"
 	"time"
 
@@ -76,8 +77,31 @@ func parseConninfo(conninfo string, mode Mode, applicationName string) (*pgconn.
 	}
 	if mode == Replication {
 		cfg.RuntimeParams["replication"] = "true"
+		if err := choosePrimary(cfg); err != nil {
+			return nil, err
+		}
 	}
 	return cfg, nil
+}
+
+// choosePrimary makes target_session_attrs work with a walsender, which takes no SQL: the server reports in_hot_standby by itself.
+func choosePrimary(cfg *pgconn.Config) error {
+	if cfg.ValidateConnect == nil {
+		return nil
+	}
+	same := func(f pgconn.ValidateConnectFunc) bool {
+		return reflect.ValueOf(f).Pointer() == reflect.ValueOf(cfg.ValidateConnect).Pointer()
+	}
+	if same(pgconn.ValidateConnectTargetSessionAttrsReadOnly) || same(pgconn.ValidateConnectTargetSessionAttrsStandby) || same(pgconn.ValidateConnectTargetSessionAttrsPreferStandby) {
+		return &ConnectError{Kind: ErrConninfo, Where: "conninfo", Err: errors.New("target_session_attrs asks for a standby"), Hint: "WAL is streamed from the primary: use read-write or primary"}
+	}
+	cfg.ValidateConnect = func(_ context.Context, c *pgconn.PgConn) error {
+		if c.ParameterStatus("in_hot_standby") != "off" {
+			return ErrStandby
+		}
+		return nil
+	}
+	return nil
 }
 
 // useHostAddr connects to hostaddr where the conninfo has it; host still names the server for TLS and .pgpass.

@@ -83,9 +83,9 @@ func Preflight(ctx context.Context, o PlanOptions) (Plan, error) {
 	if replErr != nil && sqlErr != nil {
 		return Plan{}, errors.Join(replErr, sqlErr)
 	}
-	any := repl
+	seen := repl
 	if replErr != nil {
-		any = sql
+		seen = sql
 		p.Server.Major, p.Server.Version = sql.major, sql.pgc.ParameterStatus("server_version")
 		if err := p.Server.readBasics(ctx, sql); err != nil {
 			return Plan{}, err
@@ -94,8 +94,8 @@ func Preflight(ctx context.Context, o PlanOptions) (Plan, error) {
 			return Plan{}, err
 		}
 	}
-	p.Where, p.Role = any.where, any.user
-	p.access(any, replErr)
+	p.Where, p.Role = seen.where, seen.user
+	p.access(seen, replErr)
 	p.source()
 	if err := p.room(ctx, sql, sqlErr); err != nil {
 		return Plan{}, err
@@ -166,7 +166,7 @@ func (p *Plan) room(ctx context.Context, sql *Conn, sqlErr error) error {
 	if sqlErr != nil {
 		senders.Why, slots.Why = "no SQL connection: "+sqlErr.Error(), "no SQL connection"
 	} else {
-		row, err := sql.row(ctx, `SELECT (SELECT count(*) FROM pg_stat_replication WHERE application_name <> current_setting('application_name')),
+		row, err := sql.row(ctx, `SELECT (SELECT count(*) FROM pg_stat_replication WHERE application_name IS DISTINCT FROM current_setting('application_name')),
 			count(*), count(*) FILTER (WHERE slot_name = `+quoteLiteral(p.Slot)+`) FROM pg_replication_slots`, 3)
 		if err != nil {
 			return fmt.Errorf("%s: %w", sql.where, serverError(err))

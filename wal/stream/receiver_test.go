@@ -36,36 +36,43 @@ func setup(t *testing.T, s *pgtest.Server, slot string) (stream.Server, *memoryS
 
 func isStreaming(s stream.Status) bool { return s.State == stream.Streaming }
 
-func TestReceiverFollowsPrimary(t *testing.T) {
+// TestMajors runs against one server of each major: starting one takes longer than most tests.
+func TestMajors(t *testing.T) {
 	for _, major := range []int{14, 15, 17, 18} {
 		t.Run(name(major), func(t *testing.T) {
 			t.Parallel()
-			s := startServer(t, major, keepWAL)
-			server, sink := setup(t, s, "everpage_test_node1")
-			f := follow(t, options(t, s, server, "everpage_test_node1"), sink)
-			f.await(t, "streaming", isStreaming)
-			if _, err := s.Pgbench(t.Context(), "-i", "-q", "-s", "1"); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := s.Pgbench(t.Context(), "-n", "-c", "2", "-t", "100"); err != nil {
-				t.Fatal(err)
-			}
-			lsn := currentLSN(t, s)
-			sink.wait(t, lsn)
-			sink.equal(t, s, server.SegmentSize, lsn)
-			eventually(t, "the server shows what was acknowledged", func() bool {
-				row := s.MustSQL(t, "postgres", "select application_name, write_lsn, flush_lsn, replay_lsn, state, pg_current_wal_flush_lsn() from pg_stat_replication")
-				return len(row) == 1 && row[0][0] == "node1" && row[0][1] == row[0][5] && row[0][2] == row[0][5] && row[0][3] == row[0][5] && row[0][4] == "streaming"
-			})
-			if st := f.Status(); st.Flushed < lsn || st.Written < st.Flushed || st.ServerEnd < lsn || st.Received.IsZero() {
-				t.Errorf("status %+v, server at %s", st, lsn)
-			}
-			testSynchronousCommit(t, s, sink)
-			testPrimaryKilled(t, s, f, sink, server)
-			testApplied(t, s, f, sink)
-			testSlotDropped(t, s, f, sink, server)
+			s := startServer(t, major, keepWAL, "--data-checksums")
+			t.Run("follow", func(t *testing.T) { testFollow(t, s) })
+			t.Run("WAL removed", func(t *testing.T) { testWALRemoved(t, s, major) })
+			t.Run("backup", func(t *testing.T) { testBackup(t, s, major) }) // stops the server
 		})
 	}
+}
+
+func testFollow(t *testing.T, s *pgtest.Server) {
+	server, sink := setup(t, s, "everpage_test_node1")
+	f := follow(t, options(t, s, server, "everpage_test_node1"), sink)
+	f.await(t, "streaming", isStreaming)
+	if _, err := s.Pgbench(t.Context(), "-i", "-q", "-s", "1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Pgbench(t.Context(), "-n", "-c", "2", "-t", "100"); err != nil {
+		t.Fatal(err)
+	}
+	lsn := currentLSN(t, s)
+	sink.wait(t, lsn)
+	sink.equal(t, s, server.SegmentSize, lsn)
+	eventually(t, "the server shows what was acknowledged", func() bool {
+		row := s.MustSQL(t, "postgres", "select application_name, write_lsn, flush_lsn, replay_lsn, state, pg_current_wal_flush_lsn() from pg_stat_replication")
+		return len(row) == 1 && row[0][0] == "node1" && row[0][1] == row[0][5] && row[0][2] == row[0][5] && row[0][3] == row[0][5] && row[0][4] == "streaming"
+	})
+	if st := f.Status(); st.Flushed < lsn || st.Written < st.Flushed || st.ServerEnd < lsn || st.Received.IsZero() {
+		t.Errorf("status %+v, server at %s", st, lsn)
+	}
+	testSynchronousCommit(t, s, sink)
+	testPrimaryKilled(t, s, f, sink, server)
+	testApplied(t, s, f, sink)
+	testSlotDropped(t, s, f, sink, server)
 }
 
 // testSynchronousCommit sees a commit wait for our flush, not for less.

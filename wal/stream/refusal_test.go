@@ -242,64 +242,61 @@ func TestSinkThatFails(t *testing.T) {
 	}
 }
 
-// TestWALRemoved loses the slot by max_slot_wal_keep_size and then the WAL itself.
-func TestWALRemoved(t *testing.T) {
-	for _, major := range []int{14, 15, 17, 18} {
-		t.Run(name(major), func(t *testing.T) {
-			t.Parallel()
-			const slot = "everpage_test_node1"
-			s := startServer(t, major, map[string]string{"max_slot_wal_keep_size": "4MB", "max_wal_size": "4MB", "min_wal_size": "2MB"})
-			server, sink := setup(t, s, slot)
-			sql := connect(t, s.ConnString("postgres"), stream.SQL)
-			slots, err := stream.Slots(t.Context(), sql, slot, "absent")
-			if err != nil || len(slots) != 1 || slots[0].Lost() || !slots[0].Physical || slots[0].Active || slots[0].RestartLSN == 0 || slots[0].SafeWALSize <= 0 {
-				t.Fatalf("slots %+v: %v", slots, err)
-			}
-			f := follow(t, options(t, s, server, slot), sink)
-			f.await(t, "streaming", isStreaming)
-			// A sink that is full at a segment's end: the page to compare then lies in a segment that was acknowledged whole and may be removed.
-			limit := server.SegmentSize.Floor(sink.end()) + 1<<20
-			sink.set(func(m *memorySink) { m.limit = limit })
-			s.MustSQL(t, "postgres", "create table t(a text)", "select pg_switch_wal()", "insert into t values ('a')", "checkpoint")
-			eventually(t, "the slot is at our end", func() bool {
-				return s.MustSQL(t, "postgres", "select restart_lsn from pg_replication_slots")[0][0] == limit.String()
-			})
-			f.stop(t)
-			sink.set(func(m *memorySink) { m.limit = 0 })
-			s.MustSQL(t, "postgres", "checkpoint")
-			f = follow(t, options(t, s, server, slot), sink)
-			f.await(t, "streaming from a segment's start", isStreaming)
-			sink.wait(t, currentLSN(t, s))
-			f.stop(t)
-			if !strings.Contains(s.LogTail(), "has already been removed") {
-				t.Error("the page before the segment was still there: nothing was tested")
-			}
-
-			for i := range 12 {
-				s.MustSQL(t, "postgres", fmt.Sprintf("insert into t select repeat(md5(g::text), 20) from generate_series(1, 1000) g where %d >= 0", i), "select pg_switch_wal()")
-			}
-			s.MustSQL(t, "postgres", "checkpoint")
-			slots, err = stream.Slots(t.Context(), sql, slot)
-			if err != nil || len(slots) != 1 || !slots[0].Lost() {
-				t.Fatalf("slots %+v: %v", slots, err)
-			}
-			err = follow(t, options(t, s, server, slot), sink).end(t)
-			if !stream.Refused(err) || !errors.Is(err, stream.ErrSlotLost) && !(major < 15 && errors.Is(err, stream.ErrWALRemoved)) {
-				t.Fatalf("lost slot: %v", err)
-			}
-			t.Logf("lost slot: %v", err)
-			c := connect(t, s.ConnString("postgres"), stream.Replication)
-			if major < 15 {
-				dropSlot(t, c, slot)
-			}
-			if fresh, err := stream.EnsureSlot(t.Context(), c, slot); err != nil || !fresh.Created {
-				t.Fatalf("slot made anew: %+v, %v", fresh, err)
-			}
-			err = follow(t, options(t, s, server, slot), sink).end(t)
-			if !stream.Refused(err) || !errors.Is(err, stream.ErrWALRemoved) {
-				t.Fatalf("removed WAL: %v", err)
-			}
-			t.Logf("removed WAL: %v", err)
-		})
+// testWALRemoved loses the slot by max_slot_wal_keep_size and then the WAL itself.
+func testWALRemoved(t *testing.T, s *pgtest.Server, major int) {
+	const slot = "everpage_test_lost"
+	s.MustSQL(t, "postgres", "alter system set max_slot_wal_keep_size = '4MB'", "alter system set max_wal_size = '4MB'", "alter system set min_wal_size = '2MB'",
+		"alter system set wal_keep_size = 0", "select pg_reload_conf()")
+	eventually(t, "the settings are read", func() bool { return s.MustSQL(t, "postgres", "show max_slot_wal_keep_size")[0][0] == "4MB" })
+	server, sink := setup(t, s, slot)
+	sql := connect(t, s.ConnString("postgres"), stream.SQL)
+	slots, err := stream.Slots(t.Context(), sql, slot, "absent")
+	if err != nil || len(slots) != 1 || slots[0].Lost() || !slots[0].Physical || slots[0].Active || slots[0].RestartLSN == 0 || slots[0].SafeWALSize <= 0 {
+		t.Fatalf("slots %+v: %v", slots, err)
 	}
+	f := follow(t, options(t, s, server, slot), sink)
+	f.await(t, "streaming", isStreaming)
+	// A sink that is full at a segment's end: the page to compare then lies in a segment that was acknowledged whole and may be removed.
+	limit := server.SegmentSize.Floor(sink.end()) + 1<<20
+	sink.set(func(m *memorySink) { m.limit = limit })
+	s.MustSQL(t, "postgres", "create table lost(a text)", "select pg_switch_wal()", "insert into lost values ('a')", "checkpoint")
+	eventually(t, "the slot is at our end", func() bool {
+		return s.MustSQL(t, "postgres", "select restart_lsn from pg_replication_slots")[0][0] == limit.String()
+	})
+	f.stop(t)
+	sink.set(func(m *memorySink) { m.limit = 0 })
+	s.MustSQL(t, "postgres", "checkpoint")
+	f = follow(t, options(t, s, server, slot), sink)
+	f.await(t, "streaming from a segment's start", isStreaming)
+	sink.wait(t, currentLSN(t, s))
+	f.stop(t)
+	if !strings.Contains(s.LogTail(), "has already been removed") {
+		t.Error("the page before the segment was still there: nothing was tested")
+	}
+
+	for i := range 12 {
+		s.MustSQL(t, "postgres", fmt.Sprintf("insert into lost select repeat(md5(g::text), 20) from generate_series(1, 1000) g where %d >= 0", i), "select pg_switch_wal()")
+	}
+	s.MustSQL(t, "postgres", "checkpoint")
+	slots, err = stream.Slots(t.Context(), sql, slot)
+	if err != nil || len(slots) != 1 || !slots[0].Lost() {
+		t.Fatalf("slots %+v: %v", slots, err)
+	}
+	err = follow(t, options(t, s, server, slot), sink).end(t)
+	if !stream.Refused(err) || !errors.Is(err, stream.ErrSlotLost) && !(major < 15 && errors.Is(err, stream.ErrWALRemoved)) {
+		t.Fatalf("lost slot: %v", err)
+	}
+	t.Logf("lost slot: %v", err)
+	c := connect(t, s.ConnString("postgres"), stream.Replication)
+	if major < 15 {
+		dropSlot(t, c, slot)
+	}
+	if fresh, err := stream.EnsureSlot(t.Context(), c, slot); err != nil || !fresh.Created {
+		t.Fatalf("slot made anew: %+v, %v", fresh, err)
+	}
+	err = follow(t, options(t, s, server, slot), sink).end(t)
+	if !stream.Refused(err) || !errors.Is(err, stream.ErrWALRemoved) {
+		t.Fatalf("removed WAL: %v", err)
+	}
+	t.Logf("removed WAL: %v", err)
 }
