@@ -99,6 +99,16 @@ func (s *Spool) hold(f *spoolFile, tail bool) {
 // ReadWAL implements Source: bytes up to Written can be read while others are appended. Any number of goroutines may call it.
 func (s *Spool) ReadWAL(p []byte, at pg.LSN) (int, error) { return s.readUpTo(p, at, s.Written()) }
 
+// DurableWAL shows the spool up to Durable only: whole records that are checked, fsynced and will be found again after a crash. Who keeps what it made
+// of WAL must read this, or hold it back until the spool is durable as far, so as never to be ahead of its own log. WaitDurable tells of more.
+func (s *Spool) DurableWAL() Source { return durableSource{s} }
+
+type durableSource struct{ s *Spool }
+
+func (d durableSource) ReadWAL(p []byte, at pg.LSN) (int, error) {
+	return d.s.readUpTo(p, at, d.s.Durable())
+}
+
 func (s *Spool) readUpTo(p []byte, at, end pg.LSN) (int, error) {
 	size := s.opts.SegmentSize
 	number, offset := size.Number(at), size.Offset(at)

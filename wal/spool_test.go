@@ -118,7 +118,7 @@ func (w *writer) lastEnd(limit pg.LSN) pg.LSN {
 
 func TestSpoolServesAReaderWhileItGrows(t *testing.T) {
 	rnd := seeded(t)
-	w := spoolWAL(rnd, 20<<20)
+	w := spoolWAL(rnd, 8<<20)
 	s := openSpool(t, spoolOptions(w, vfs.NewMem()))
 	done := make(chan error, 1)
 	go func() {
@@ -166,8 +166,8 @@ func TestSpoolServesAReaderWhileItGrows(t *testing.T) {
 // Whatever a crash leaves of what was not fsynced, what Sync returned is found again, nothing invalid is kept, and the spool goes on.
 func TestSpoolSurvivesCrashes(t *testing.T) {
 	rnd := seeded(t)
-	for range 15 {
-		w := spoolWAL(rnd, 1<<20+rnd.IntN(5<<20))
+	for range 10 {
+		w := spoolWAL(rnd, 1<<20+rnd.IntN(4<<20))
 		fs := vfs.NewCrashableMem()
 		opts := spoolOptions(w, fs)
 		s := openSpool(t, opts)
@@ -199,6 +199,51 @@ func TestSpoolSurvivesCrashes(t *testing.T) {
 		}
 		mustSync(t, s)
 		holds(t, s, w)
+	}
+}
+
+// What is read of the durable part never runs ahead of what a crash leaves, and misses no record of it.
+func TestSpoolShowsItsDurablePart(t *testing.T) {
+	rnd := seeded(t)
+	w := spoolWAL(rnd, 4<<20)
+	fs := vfs.NewCrashableMem()
+	s := openSpool(t, spoolOptions(w, fs))
+	r, err := wal.NewReader(s.DurableWAL(), wal.ReaderOptions{SegmentSize: s.SegmentSize(), Growing: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Seek(w.Base())
+	i := 0
+	for s.Written() < w.End() {
+		appendAll(t, s, w, min(w.End(), max(s.Written(), w.Base())+pg.LSN(1+rnd.IntN(200_000))), steps(50_000))
+		if rnd.IntN(2) == 0 {
+			mustSync(t, s)
+		}
+		for {
+			rec, err := r.Next()
+			if errors.Is(err, wal.ErrMore) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := check(rec, &w.want[i]); err != nil {
+				t.Fatal(err)
+			}
+			i++
+		}
+		if r.Position() != max(s.Durable(), w.Base()) || r.Received() > max(s.Durable(), w.Base()) {
+			t.Fatalf("read to %s, received %s, durable %s", r.Position(), r.Received(), s.Durable())
+		}
+		opts := spoolOptions(w, fs.CrashClone(vfs.CrashCloneCfg{}))
+		if r.Position() > w.Base() {
+			opts.From, opts.AtLeast = r.Position(), r.Position()
+		}
+		crashed, err := wal.OpenSpool(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		crashed.Close()
 	}
 }
 
@@ -508,7 +553,7 @@ func TestSpoolReopenedAtItsEnd(t *testing.T) {
 
 func TestSpoolTrim(t *testing.T) {
 	w := newWriter(waltest.Options{})
-	for len(w.Bytes()) < 30<<20 {
+	for len(w.Bytes()) < 20<<20 {
 		w.filler(9000)
 	}
 	fs := vfs.NewMem()

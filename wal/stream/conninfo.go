@@ -40,9 +40,16 @@ func parseConninfo(conninfo string, mode Mode, applicationName string) (*pgconn.
 	if err != nil {
 		return nil, &ConnectError{Kind: ErrConninfo, Where: "conninfo", Err: err, Hint: "give a libpq URI or keywords, as in postgres://user@host/db or 'host=… user=…'"}
 	}
+	if addr := cfg.RuntimeParams["hostaddr"]; addr != "" && strings.HasPrefix(cfg.Host, "/") {
+		// hostaddr alone: without a host the driver would take the socket, and no TLS with it.
+		conninfo = withKeyword(conninfo, "host", addr)
+		if cfg, err = pgconn.ParseConfig(conninfo); err != nil {
+			return nil, &ConnectError{Kind: ErrConninfo, Where: "conninfo", Err: err}
+		}
+	}
 	if mode == Replication {
 		// A walsender has no database, and .pgpass names it "replication", as libpq's walreceiver does (libpqrcv_connect).
-		if named, err := pgconn.ParseConfig(withDatabase(conninfo, "replication")); err == nil && named.Password != "" {
+		if named, err := pgconn.ParseConfig(withKeyword(conninfo, "dbname", "replication")); err == nil && named.Password != "" {
 			cfg.Password = named.Password
 		}
 		cfg.Database = "replication"
@@ -113,28 +120,29 @@ func useHostAddr(cfg *pgconn.Config) error {
 	if strings.Contains(addr, ",") {
 		return &ConnectError{Kind: ErrConninfo, Where: "conninfo", Err: errors.New("a list in hostaddr is not supported"), Hint: "list the servers in host"}
 	}
-	if strings.HasPrefix(cfg.Host, "/") {
-		cfg.Host = addr
-		cfg.Fallbacks = nil
-	}
 	cfg.LookupFunc = func(context.Context, string) ([]string, error) { return []string{addr}, nil }
 	return nil
 }
 
-// withDatabase is the conninfo with another database name. The last of several equal keywords counts.
-func withDatabase(conninfo, db string) string {
+// withKeyword is the conninfo with another value for a keyword. The last of several equal keywords counts.
+func withKeyword(conninfo, keyword, value string) string {
 	if strings.HasPrefix(conninfo, "postgres://") || strings.HasPrefix(conninfo, "postgresql://") {
 		u, err := url.Parse(conninfo)
 		if err != nil {
 			return conninfo
 		}
 		q := u.Query()
-		q.Del("dbname")
-		q.Del("database")
-		u.Path, u.RawQuery = "/"+db, q.Encode()
+		if keyword == "dbname" {
+			q.Del("dbname")
+			q.Del("database")
+			u.Path = "/" + value
+		} else {
+			q.Set(keyword, value)
+		}
+		u.RawQuery = q.Encode()
 		return u.String()
 	}
-	return conninfo + " dbname=" + db
+	return conninfo + " " + keyword + "='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(value) + "'"
 }
 
 // describe names the server and role of a configuration for messages, without the password.
