@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"everpage/wal/pg"
 )
 
@@ -255,7 +257,7 @@ func (s *Store) dropBranch(branch uint32) error {
 			return err
 		}
 	}
-	if err := batch.Commit(nil); err != nil {
+	if err := batch.Commit(pebble.NoSync); err != nil {
 		return err
 	}
 	if err := s.db.Flush(); err != nil {
