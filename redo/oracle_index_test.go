@@ -22,7 +22,15 @@ var indexRecords = map[wal.Rmgr][]string{
 	wal.RmHash: {"INIT_META_PAGE", "INIT_BITMAP_PAGE", "INSERT", "ADD_OVFL_PAGE", "SPLIT_ALLOCATE_PAGE", "SPLIT_COMPLETE", "MOVE_PAGE_CONTENTS",
 		"SQUEEZE_PAGE", "DELETE", "SPLIT_CLEANUP", "UPDATE_META_PAGE", "VACUUM_ONE_PAGE"},
 	wal.RmGist: {"PAGE_UPDATE", "DELETE", "PAGE_SPLIT", "PAGE_DELETE"},
+	wal.RmGin: {"CREATE_PTREE", "INSERT", "SPLIT", "DELETE_PAGE", "UPDATE_META_PAGE", "INSERT_LISTPAGE", "DELETE_LISTPAGE",
+		"VACUUM_DATA_LEAF_PAGE"},
+	wal.RmSPGist:  {"ADD_LEAF", "MOVE_LEAFS", "ADD_NODE", "SPLIT_TUPLE", "PICKSPLIT", "VACUUM_LEAF", "VACUUM_ROOT", "VACUUM_REDIRECT"},
+	wal.RmBRIN:    {"CREATE_INDEX", "INSERT", "INSERT+INIT", "UPDATE", "UPDATE+INIT", "SAMEPAGE_UPDATE", "REVMAP_EXTEND", "DESUMMARIZE"},
+	wal.RmGeneric: {"Generic"},
 }
+
+// indexManagers are all that the index workload is there for.
+var indexManagers = []wal.Rmgr{wal.RmBtree, wal.RmHash, wal.RmGin, wal.RmGist, wal.RmSPGist, wal.RmBRIN, wal.RmGeneric}
 
 // requireCompared fails where a record type of a manager was never held against the primary.
 func requireCompared(t *testing.T, compared map[string]int, rmgrs ...wal.Rmgr) {
@@ -37,7 +45,7 @@ func requireCompared(t *testing.T, compared map[string]int, rmgrs ...wal.Rmgr) {
 }
 
 // compareIndexes holds all pages of the indexes that these managers changed against a cleanly stopped data directory: after masking, and what the
-// masks hide though only records change it, the LSN and a GiST page's NSN.
+// masks hide though only records change it, the LSN, a GiST page's NSN and the transaction that a GIN page was deleted by.
 func (r *replayer) compareIndexes(dir string, rmgrs ...wal.Rmgr) (compared int) {
 	r.t.Helper()
 	final, _ := loadRelations(r.t, dir)
@@ -51,6 +59,9 @@ func (r *replayer) compareIndexes(dir string, rmgrs ...wal.Rmgr) (compared int) 
 		rm, ok := indexes[key.RelFork]
 		if !ok || page.IsNew() || r.damaged[key] != nil {
 			continue
+		}
+		if rm == wal.RmSPGist && key.Block == 0 {
+			continue // the metapage holds nothing but hints, and no record changes it
 		}
 		theirs := final[key]
 		if theirs == nil {
@@ -67,6 +78,9 @@ func (r *replayer) compareIndexes(dir string, rmgrs ...wal.Rmgr) (compared int) 
 				(binary.LittleEndian.Uint16(ours[12:])^binary.LittleEndian.Uint16(theirs[12:]))&followRight != 0 {
 				r.mismatch("%s %s at the end: NSN and flags % x, the primary has % x", rm, key, ours[:14], theirs[:14])
 			}
+		}
+		if rm == wal.RmGin && page.PruneXID() != theirs.PruneXID() {
+			r.mismatch("%s %s at the end: deleted by %d, on the primary by %d", rm, key, page.PruneXID(), theirs.PruneXID())
 		}
 		a, b := slices.Clone(page), slices.Clone(theirs)
 		for _, p := range []pg.Page{a, b} {
@@ -103,7 +117,7 @@ func TestOracleIndexes(t *testing.T) {
 			r := newReplayer(t, major, f.Base)
 			r.replay(f.WAL)
 			r.finish()
-			t.Logf("%d pages of indexes compared at the end", r.compareIndexes(f.Final, wal.RmBtree, wal.RmHash, wal.RmGist))
+			t.Logf("%d pages of indexes compared at the end", r.compareIndexes(f.Final, indexManagers...))
 			r.report()
 			r.failOnMismatches()
 			for name, n := range r.compared {
@@ -115,7 +129,7 @@ func TestOracleIndexes(t *testing.T) {
 		run(fmt.Sprint(major), major, nil)
 	}
 	run("15_without_full_page_writes", 15, map[string]string{"full_page_writes": "off"})
-	requireCompared(t, compared, wal.RmHash, wal.RmGist)
+	requireCompared(t, compared, wal.RmHash, wal.RmGin, wal.RmGist, wal.RmSPGist, wal.RmBRIN, wal.RmGeneric)
 }
 
 func indexCorpus(t *testing.T, major pg.Major, settings map[string]string) *workload.Files {
@@ -129,17 +143,19 @@ func indexCorpus(t *testing.T, major pg.Major, settings map[string]string) *work
 	return f
 }
 
+// spoil flips a bit of the main data of all records of a type.
+func spoil(rm wal.Rmgr, op, part uint8, at int) func(c *redo.PageChange) {
+	return func(c *redo.PageChange) {
+		if d := &c.Delta; c.Kind != redo.KindImage && d.Rmgr == rm && d.Info&0xF0 == op && d.Part == part {
+			d.Main = slices.Clone(d.Main)
+			d.Main[at] ^= 1
+		}
+	}
+}
+
 // A redo that is wrong in one way for one index manager is found out.
 func TestOracleFindsIndexFaults(t *testing.T) {
 	f := indexCorpus(t, pgtest.DefaultMajor, nil)
-	spoil := func(rm wal.Rmgr, op, part uint8, at int) func(c *redo.PageChange) {
-		return func(c *redo.PageChange) {
-			if d := &c.Delta; c.Kind != redo.KindImage && d.Rmgr == rm && d.Info&0xF0 == op && d.Part == part {
-				d.Main = slices.Clone(d.Main)
-				d.Main[at] ^= 1
-			}
-		}
-	}
 	for name, fault := range map[string]func(c *redo.PageChange){
 		"B-tree split point":      spoil(wal.RmBtree, 0x40, 0, 4),
 		"hash bucket flags":       spoil(wal.RmHash, 0x60, 1, 2),
@@ -158,7 +174,7 @@ func TestOracleFindsIndexFaults(t *testing.T) {
 			r.replay(f.WAL)
 			r.finish()
 			seen := len(r.mismatches)
-			r.compareIndexes(f.Final, wal.RmBtree, wal.RmHash, wal.RmGist)
+			r.compareIndexes(f.Final, indexManagers...)
 			t.Logf("%d mismatches with images, %d at the end", seen, len(r.mismatches)-seen)
 			if len(r.mismatches) == 0 {
 				t.Error("the fault went unnoticed")
