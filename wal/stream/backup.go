@@ -43,7 +43,7 @@ type BackupResult struct {
 }
 
 // Backup takes a base backup without WAL and hands each file to fn as it arrives; nothing is kept in memory or on disk. Tablespaces come
-// first, then PGDATA: backup_label and tablespace_map before the others, global/pg_control last. Every file is held against the manifest
+// first, then PGDATA: backup_label before the others, global/pg_control last. Every file is held against the manifest
 // that the server sends behind the last one, so a file may still turn out damaged after fn got it: only a returned result is a backup.
 //
 // The connection must be a replication connection. Backup uses it up: it is closed in every case.
@@ -100,7 +100,12 @@ func backupCommand(major pg.Major, o BackupOptions) string {
 		}
 		return "BASE_BACKUP " + strings.Join(opts, " ")
 	}
-	opts = append(opts, "LABEL "+quoteLiteral(label), "PROGRESS true", "CHECKPOINT 'fast'", "WAIT false", "TABLESPACE_MAP true", "MANIFEST 'yes'", "MANIFEST_CHECKSUMS 'CRC32C'")
+	opts = append(opts, "LABEL "+quoteLiteral(label), "PROGRESS true", "CHECKPOINT 'fast'", "WAIT false", "MANIFEST 'yes'", "MANIFEST_CHECKSUMS 'CRC32C'")
+	if major > 15 {
+		// 15 leaves all of pg_tblspc out of base.tar with a map (sendDir), and with it tablespaces that lie right there. Their files come only
+		// without; links, which then come too, are skipped. 16 and later send an archive for each.
+		opts = append(opts, "TABLESPACE_MAP true")
+	}
 	if o.SkipChecksums {
 		opts = append(opts, "VERIFY_CHECKSUMS false")
 	}
