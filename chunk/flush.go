@@ -215,7 +215,9 @@ func (s *Store) writeTable(path string, r *run) (err error) {
 	if err != nil {
 		return fmt.Errorf("create table: %w", err)
 	}
-	w := sstable.NewWriter(objstorageprovider.NewFileWritable(f), s.dbOpt.MakeWriterOptions(0, s.db.TableFormat()))
+	opt := s.dbOpt.MakeWriterOptions(0, s.db.TableFormat())
+	opt.DisableValueBlocks = true // see pebbleOptions
+	w := sstable.NewWriter(objstorageprovider.NewFileWritable(f), opt)
 	t := tableWriter{s: s, run: r, w: w}
 	err = t.pages()
 	if err == nil {

@@ -18,8 +18,7 @@ func (t *tableWriter) bound(p *prefix) error {
 	opt := &t.s.opt
 	last := len(t.chain) - 1
 	var d depth
-	oldest := t.run.entry(t.chain[last])
-	if !starts(t.run.value(oldest.value)) {
+	if oldest := t.run.entry(t.chain[last]); !starts(oldest.kind) {
 		var ok bool
 		if d, ok = t.s.depths.get(p); !ok {
 			var err error
@@ -30,22 +29,21 @@ func (t *tableWriter) bound(p *prefix) error {
 	}
 	for i := last; i >= 0; i-- {
 		e := t.run.entry(t.chain[i])
-		v := t.run.value(e.value)
-		if starts(v) {
+		if starts(e.kind) {
 			d = depth{}
-			if VersionKind(v[0]) != KindInit {
+			if VersionKind(e.kind) != KindInit {
 				continue
 			}
 		}
 		d.deltas++
-		d.bytes += uint32(len(v))
+		d.bytes += e.length()
 		if int(d.deltas) <= opt.MaxChain && int(d.bytes) <= opt.MaxChainBytes {
 			continue
 		}
-		if VersionKind(v[0]) == KindInit {
+		if VersionKind(e.kind) == KindInit {
 			continue // one long delta alone
 		}
-		ok, err := t.materialise(p, e.lsn, v, i)
+		ok, err := t.materialise(p, e.lsn, t.run.value(e.value), i)
 		if err != nil {
 			return err
 		}
@@ -57,9 +55,9 @@ func (t *tableWriter) bound(p *prefix) error {
 	return nil
 }
 
-// starts tells whether a walk down the versions of a page ends at v.
-func starts(v []byte) bool {
-	switch VersionKind(v[0]) {
+// starts tells whether a walk down the versions of a page ends at one of this kind.
+func starts(kind uint8) bool {
+	switch VersionKind(kind) {
 	case KindImage, KindInit, KindDamaged, KindMissing:
 		return true
 	}
@@ -79,12 +77,12 @@ func (t *tableWriter) below(p *prefix, lsn pg.LSN) (d depth, err error) {
 		if err != nil {
 			return d, unlessCorrupt(err)
 		}
-		if !ok || VersionKind(v.value[0]) != KindInit && starts(v.value) {
+		if !ok || VersionKind(v.value[0]) != KindInit && starts(v.value[0]) {
 			return d, nil
 		}
 		d.deltas++
 		d.bytes += uint32(len(v.value))
-		if starts(v.value) {
+		if starts(v.value[0]) {
 			return d, nil
 		}
 	}

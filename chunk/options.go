@@ -31,6 +31,7 @@ type Options struct {
 	Fatal func(msg string)
 
 	testCompression *block.CompressionProfile
+	testBlockSize   int
 }
 
 // Redoer changes page, which holds the version before, into the version that delta makes, and sets its LSN.

@@ -41,19 +41,30 @@ const (
 )
 
 // entry is one version. Entry numbers count from 1; 0 is none.
+//
+// Every laneStep-th entry of an object stands in its fast lane, too: jump leads to an older one of the lane such that a search is logarithmic
+// (skew-binary jump pointers).
 type entry struct {
 	lsn   pg.LSN
 	value uint64 // slab << 48 | offset << 28 | length
 	older uint32
-	jump  uint32 // an older entry that makes a search logarithmic (a skew-binary jump pointer)
-	depth uint32 // number of older entries
+	jump  uint32 // in the lane: an older entry of the lane
+	depth uint32 // in the lane: how many entries of the lane are older
+	kind  uint8  // the value's first byte
 }
+
+const laneStep = 8
+
+// length is that of the value in bytes.
+func (e *entry) length() uint32 { return uint32(e.value & (1<<28 - 1)) }
 
 // node is one object with its newest entry.
 type node struct {
 	prefix prefix
 	chain  uint32 // the next node of the bucket, counted from 1
 	head   atomic.Uint32
+	count  uint32 // of entries; the writer's only
+	lane   uint32 // the newest entry in the lane; the writer's only
 }
 
 // table finds nodes by prefix.
@@ -136,13 +147,18 @@ func (t *table) find(p *prefix, h uint64) *node {
 }
 
 // push adds the newest version of an object.
-func (r *run) push(p *prefix, lsn pg.LSN, ref uint64) {
+func (r *run) push(p *prefix, kind uint8, lsn pg.LSN, ref uint64) {
 	t := r.table(p)
 	h := p.hash()
 	n := t.find(p, h)
-	var head uint32
-	if n != nil {
-		head = n.head.Load()
+	fresh := n == nil
+	if fresh {
+		k := t.n.Load()
+		if t.nodes[k/nodeSlab] == nil {
+			t.nodes[k/nodeSlab] = new([nodeSlab]node)
+		}
+		n = &t.nodes[k/nodeSlab][k%nodeSlab]
+		n.prefix = *p
 	}
 	i := r.nentries
 	if r.entries[i/entrySlab] == nil {
@@ -150,34 +166,34 @@ func (r *run) push(p *prefix, lsn pg.LSN, ref uint64) {
 	}
 	r.nentries++
 	e := &r.entries[i/entrySlab][i%entrySlab]
-	*e = entry{lsn: lsn, value: ref, older: head}
-	if head != 0 {
-		o := r.entry(head)
-		e.depth = o.depth + 1
-		e.jump = head
-		if o.jump != 0 {
-			if j := r.entry(o.jump); j.jump != 0 && o.depth-j.depth == j.depth-r.entry(j.jump).depth {
-				e.jump = j.jump
-			}
+	*e = entry{lsn: lsn, value: ref, older: n.head.Load(), kind: kind}
+	if n.count%laneStep == 0 {
+		if n.lane != 0 {
+			r.jump(e, n.lane)
+		}
+		n.lane = i + 1
+	}
+	n.count++
+	n.head.Store(i + 1)
+	r.size.Add(32)
+	if fresh {
+		b := &t.buckets[h&uint64(len(t.buckets)-1)]
+		n.chain = b.Load()
+		k := t.n.Add(1)
+		b.Store(k)
+		r.size.Add(48)
+	}
+}
+
+// jump sets the jump of e, which comes on top of the lane's entry number top.
+func (r *run) jump(e *entry, top uint32) {
+	o := r.entry(top)
+	e.depth, e.jump = o.depth+1, top
+	if o.jump != 0 {
+		if j := r.entry(o.jump); j.jump != 0 && o.depth-j.depth == j.depth-r.entry(j.jump).depth {
+			e.jump = j.jump
 		}
 	}
-	r.size.Add(32)
-	if n != nil {
-		n.head.Store(i + 1)
-		return
-	}
-	k := t.n.Load()
-	if t.nodes[k/nodeSlab] == nil {
-		t.nodes[k/nodeSlab] = new([nodeSlab]node)
-	}
-	n = &t.nodes[k/nodeSlab][k%nodeSlab]
-	n.prefix = *p
-	n.head.Store(i + 1)
-	b := &t.buckets[h&uint64(len(t.buckets)-1)]
-	n.chain = b.Load()
-	t.n.Store(k + 1)
-	b.Store(k + 1)
-	r.size.Add(40)
 }
 
 // seek finds an object's newest entry at or below lsn.

@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -235,6 +236,8 @@ func (s *Store) pebbleOptions() *pebble.Options {
 		MaxManifestFileSize:         16 << 20,
 		MemTableStopWritesThreshold: 4,
 		EventListener: &pebble.EventListener{
+			// By default this ends the process. Whoever reads the table gets the error, and all other tables are still good.
+			DataCorruption: func(i pebble.DataCorruptionInfo) { s.log.Error("a table is corrupt", "err", i.Details, "path", i.Path) },
 			CompactionEnd: func(pebble.CompactionInfo) {
 				for _, c := range []chan struct{}{s.compacted, s.replaced} {
 					select {
@@ -245,13 +248,17 @@ func (s *Store) pebbleOptions() *pebble.Options {
 			},
 		},
 	}
+	// A read walks down an object's versions, so that older ones belong beside the newest, not in blocks of their own.
+	o.Experimental.SpanPolicyFunc = func([]byte) (pebble.SpanPolicy, []byte, error) {
+		return pebble.SpanPolicy{ValueStoragePolicy: pebble.ValueStorageLowReadLatency}, nil, nil
+	}
 	compression := block.SnappyCompression
 	if s.opt.testCompression != nil {
 		compression = s.opt.testCompression
 	}
 	for i := range o.Levels {
 		l := &o.Levels[i]
-		l.BlockSize = 32 << 10
+		l.BlockSize = cmp.Or(s.opt.testBlockSize, 32<<10)
 		l.IndexBlockSize = 64 << 10
 		l.FilterPolicy = bloom.FilterPolicy(10)
 		l.FilterType = pebble.TableFilter

@@ -52,9 +52,10 @@ type world struct {
 	w    *Writer
 	g    *generator
 	m    *model
-	fed  int    // records fed to the writer
-	done int    // records committed
-	high pg.LSN // Readable as it must be
+	wrap func(vfs.FS) vfs.FS // what the store sees of fs; nil: fs itself
+	fed  int                 // records fed to the writer
+	done int                 // records committed
+	high pg.LSN              // Readable as it must be
 }
 
 func newWorld(t testing.TB, rng *rand.Rand) *world {
@@ -70,6 +71,9 @@ func newWorld(t testing.TB, rng *rand.Rand) *world {
 func (x *world) open() {
 	x.t.Helper()
 	x.opt.FS = x.fs
+	if x.wrap != nil {
+		x.opt.FS = x.wrap(x.fs)
+	}
 	s, err := Open(x.opt)
 	if err != nil {
 		x.t.Fatalf("open: %v", err)
@@ -508,4 +512,3 @@ func firstDifference(a, b string) string {
 	}
 	return "one is longer"
 }
-

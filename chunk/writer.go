@@ -118,7 +118,7 @@ func (w *Writer) put(p *prefix, kind uint8, origin Origin, n int, fill func(b []
 		fill(v[valueHead : valueHead+n])
 	}
 	seal(p.appendKey(w.key[:0], w.lsn), v)
-	run.push(p, w.lsn, ref)
+	run.push(p, kind, w.lsn, ref)
 	return nil
 }
 
