@@ -34,9 +34,8 @@ func genericApply(p pg.Page, d *Delta) error {
 		copy(p[off:], b[:n])
 		b = b[n:]
 	}
-	// The special area's place is the extension's own business.
-	if p.Lower() > p.Upper() || p.Upper() > pg.BlockSize {
-		return fmt.Errorf("%w: lower %d, upper %d", page.ErrHeader, p.Lower(), p.Upper())
+	if !p.Valid() {
+		return fmt.Errorf("%w: lower %d, upper %d, special %d", page.ErrHeader, p.Lower(), p.Upper(), p.Special())
 	}
 	clear(p[p.Lower():p.Upper()])
 	return nil
