@@ -18,7 +18,8 @@ type Sink interface {
 	// Append takes WAL. The first call begins at Next, each one where the last ended. p is valid until it returns. It may block for as
 	// long as the sink cannot take more, within the Receiver's stall timeout.
 	Append(at pg.LSN, p []byte) error
-	// Flush makes what was appended before the call durable and returns the LSN up to which all is.
+	// Flush makes what was appended before the call durable and returns the LSN up to which it may be acknowledged. A sink that counts whole
+	// records stays behind the bytes of a record whose end has not come yet.
 	Flush() (pg.LSN, error)
 	// Applied is the LSN up to which pages can be read.
 	Applied() pg.LSN

@@ -32,15 +32,11 @@ func (s *session) flusher() {
 func (s *session) flush() error {
 	s.flushMu.Lock()
 	defer s.flushMu.Unlock()
-	before := pg.LSN(s.written.Load())
 	s.flushing.Store(time.Now().UnixNano())
 	lsn, err := s.r.sink.Flush()
 	s.flushing.Store(0)
 	if err != nil {
 		return &SinkError{"flush", err}
-	}
-	if lsn < before {
-		return &SinkError{"flush", fmt.Errorf("durable up to %s only, %s was appended before", lsn, before)}
 	}
 	s.flushed.Store(uint64(max(lsn, pg.LSN(s.flushed.Load()))))
 	return nil
