@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"time"
 
 	pb "everpage/pageapi/pagepb/everpage/v1"
@@ -173,4 +175,58 @@ func (f *follower) reserveTimeline() (pg.TimelineID, error) {
 }
 
 // preflight tells what following that primary needs, and what of it is missing.
-func (f *follower) preflight(context.Context, string) ([]*pb.Preflight, error) { return nil, nil }
+func (f *follower) preflight(ctx context.Context, conninfo string) ([]*pb.Preflight, error) {
+	plan, err := stream.Preflight(ctx, stream.PlanOptions{Conninfo: conninfo, Cluster: f.n.cfg.Cluster, Node: f.n.cfg.Node})
+	if err != nil {
+		return nil, err
+	}
+	var checks []*pb.Preflight
+	for _, n := range plan.Needs {
+		level := map[stream.NeedState]string{stream.Met: levelOK, stream.Missing: levelError}[n.State]
+		if level == "" {
+			level = levelWarning
+		}
+		checks = append(checks, &pb.Preflight{Name: n.What, Level: level, Message: describeNeed(n), Remedy: strings.Join(n.Fix, "\n")})
+	}
+	return append(checks, f.diskCheck(plan.DatabaseBytes)), nil
+}
+
+func describeNeed(n stream.Need) string {
+	text := n.Have
+	if text == "" {
+		text = string(n.State)
+	}
+	if n.Want != "" && n.State != stream.Met {
+		text += ", want " + n.Want
+	}
+	if n.Why != "" && n.State != stream.Met {
+		text += ": " + n.Why
+	}
+	return text
+}
+
+// The levels of a preflight check.
+const (
+	levelOK      = "ok"
+	levelWarning = "warning"
+	levelError   = "error"
+)
+
+// diskCheck holds the space that is left here against the base backup and the WAL kept in the spool.
+func (f *follower) diskCheck(database int64) *pb.Preflight {
+	c := &pb.Preflight{Name: "disk", Level: levelWarning}
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(f.n.cfg.Data, &fs); err != nil || database < 0 {
+		c.Message = "what the import needs is not known"
+		return c
+	}
+	free := int64(fs.Bavail) * int64(fs.Bsize)
+	need := database + int64(f.n.cfg.SpoolKeep)
+	c.Message = fmt.Sprintf("the base backup has %d MB, the spool keeps up to %d MB of WAL, %d MB are free in %s; history grows with the WAL",
+		database>>20, f.n.cfg.SpoolKeep>>20, free>>20, f.n.cfg.Data)
+	c.Level = levelOK
+	if free < need {
+		c.Level, c.Remedy = levelError, fmt.Sprintf("make at least %d MB free, or give the node another --data", (need-free)>>20)
+	}
+	return c
+}
