@@ -94,109 +94,119 @@ func Decode(rec *Record, major pg.Major, raw []byte) error {
 	return decodeBody(rec, imageBitsOf(major), raw[RecordHeaderSize:])
 }
 
-// decodeBody reads the headers behind the record's own and cuts the payload to pieces.
+// layout is what a record's headers announce of its payload.
+type layout struct {
+	total    uint64 // bytes of all parts
+	main     uint64
+	data     [MaxBlockID + 1]uint16 // by position in Record.Blocks
+	image    [MaxBlockID + 1]uint16
+	rel      pg.RelFileLocator // of the last block header
+	haveRel  bool
+	lastID   int
+	mainSeen bool
+}
+
+// decodeBody reads the headers behind the record's own and cuts the payload to pieces: each block's image and data, then the main data.
 func decodeBody(rec *Record, bits imageBits, b []byte) error {
 	rec.Origin, rec.TopLevelXID, rec.Main = 0, 0, nil
 	rec.Blocks = rec.Blocks[:0]
-	le := binary.LittleEndian
-	var rel pg.RelFileLocator
-	haveRel := false
-	data := uint64(0) // payload announced so far
-	mainLen := uint64(0)
-	last := -1 // highest block ID so far
-	var dataLen, imageLen [MaxBlockID + 1]uint16
+	l := layout{lastID: -1}
 	// As in the server: headers end where what is left is just the payload announced, or with the main data's header.
-headers:
-	for uint64(len(b)) > data {
-		id := b[0]
-		switch {
-		case id <= MaxBlockID:
-			if int(id) <= last {
-				return fmt.Errorf("block ID %d out of order after %d", id, last)
-			}
-			last = int(id)
-			// Overwritten in place; growing is bounded by MaxBlockID+1.
-			n := len(rec.Blocks)
-			if n < cap(rec.Blocks) {
-				rec.Blocks = rec.Blocks[:n+1]
-			} else {
-				rec.Blocks = append(rec.Blocks, Block{})
-			}
-			blk := &rec.Blocks[n]
-			rest, dl, il, err := decodeBlockHeader(blk, bits, b)
-			if err != nil {
-				return fmt.Errorf("block %d: %w", id, err)
-			}
-			dataLen[n], imageLen[n] = dl, il
-			if b[1]&sameRel == 0 {
-				if len(rest) < 12 {
-					return errShortHeader
-				}
-				rel = pg.RelFileLocator{Spc: le.Uint32(rest), DB: le.Uint32(rest[4:]), Rel: le.Uint32(rest[8:])}
-				haveRel = true
-				rest = rest[12:]
-			} else if !haveRel {
-				return fmt.Errorf("block %d says same relation, but there is none before it", id)
-			}
-			if len(rest) < 4 {
-				return errShortHeader
-			}
-			blk.RelFileLocator = rel
-			blk.PageKey.Block = le.Uint32(rest)
-			b = rest[4:]
-			data += uint64(dl) + uint64(il)
-		case id == idMainShort:
-			if len(b) < 2 {
-				return errShortHeader
-			}
-			mainLen = uint64(b[1])
-			data += mainLen
-			b = b[2:]
-			break headers
-		case id == idMainLong:
-			if len(b) < 5 {
-				return errShortHeader
-			}
-			mainLen = uint64(le.Uint32(b[1:]))
-			data += mainLen
-			b = b[5:]
-			break headers
-		case id == idOrigin:
-			if len(b) < 3 {
-				return errShortHeader
-			}
-			rec.Origin = le.Uint16(b[1:])
-			b = b[3:]
-		case id == idTopLevelXID:
-			if len(b) < 5 {
-				return errShortHeader
-			}
-			rec.TopLevelXID = le.Uint32(b[1:])
-			b = b[5:]
-		default:
-			return fmt.Errorf("invalid block ID %d", id)
+	for uint64(len(b)) > l.total && !l.mainSeen {
+		var err error
+		if b[0] <= MaxBlockID {
+			b, err = l.block(rec, bits, b)
+		} else {
+			b, err = l.other(rec, b)
+		}
+		if err != nil {
+			return err
 		}
 	}
-	if uint64(len(b)) != data {
-		return fmt.Errorf("record's parts need %d bytes, but %d are left behind its headers", data, len(b))
+	if uint64(len(b)) != l.total {
+		return fmt.Errorf("record's parts need %d bytes, but %d are left behind its headers", l.total, len(b))
 	}
 	for i := range rec.Blocks {
 		blk := &rec.Blocks[i]
-		if blk.HasImage {
-			n := int(imageLen[i])
+		if n := int(l.image[i]); blk.HasImage {
 			blk.Image.Data = b[:n:n]
 			b = b[n:]
 		}
-		if blk.HasData {
-			n := int(dataLen[i])
+		if n := int(l.data[i]); blk.HasData {
 			blk.Data = b[:n:n]
 			b = b[n:]
 		}
 	}
-	if mainLen > 0 {
+	if l.main > 0 {
 		rec.Main = b
 	}
 	return nil
+}
+
+// block reads the block header that b starts with.
+func (l *layout) block(rec *Record, bits imageBits, b []byte) (rest []byte, err error) {
+	id := b[0]
+	if int(id) <= l.lastID {
+		return nil, fmt.Errorf("block ID %d out of order after %d", id, l.lastID)
+	}
+	l.lastID = int(id)
+	n := len(rec.Blocks) // at most MaxBlockID, since IDs ascend
+	if n < cap(rec.Blocks) {
+		rec.Blocks = rec.Blocks[:n+1] // overwritten in place
+	} else {
+		rec.Blocks = append(rec.Blocks, Block{})
+	}
+	blk := &rec.Blocks[n]
+	rest, dataLen, imageLen, err := decodeBlockHeader(blk, bits, b)
+	if err != nil {
+		return nil, fmt.Errorf("block %d: %w", id, err)
+	}
+	le := binary.LittleEndian
+	if b[1]&sameRel == 0 {
+		if len(rest) < 12 {
+			return nil, errShortHeader
+		}
+		l.rel = pg.RelFileLocator{Spc: le.Uint32(rest), DB: le.Uint32(rest[4:]), Rel: le.Uint32(rest[8:])}
+		l.haveRel = true
+		rest = rest[12:]
+	} else if !l.haveRel {
+		return nil, fmt.Errorf("block %d says same relation, but there is none before it", id)
+	}
+	if len(rest) < 4 {
+		return nil, errShortHeader
+	}
+	blk.RelFileLocator = l.rel
+	blk.PageKey.Block = le.Uint32(rest)
+	l.data[n], l.image[n] = dataLen, imageLen
+	l.total += uint64(dataLen) + uint64(imageLen)
+	return rest[4:], nil
+}
+
+// otherSizes are the lengths of the headers that are no block's, from idTopLevelXID on, with their IDs.
+var otherSizes = [4]uint8{5, 3, 5, 2}
+
+// other reads the header that b starts with, which is no block's.
+func (l *layout) other(rec *Record, b []byte) (rest []byte, err error) {
+	if b[0] < idTopLevelXID {
+		return nil, fmt.Errorf("invalid block ID %d", b[0])
+	}
+	size := int(otherSizes[b[0]-idTopLevelXID])
+	if len(b) < size {
+		return nil, errShortHeader
+	}
+	le := binary.LittleEndian
+	switch b[0] {
+	case idMainShort:
+		l.main, l.mainSeen = uint64(b[1]), true
+	case idMainLong:
+		l.main, l.mainSeen = uint64(le.Uint32(b[1:])), true
+	case idOrigin:
+		rec.Origin = le.Uint16(b[1:])
+	case idTopLevelXID:
+		rec.TopLevelXID = le.Uint32(b[1:])
+	}
+	l.total += l.main
+	return b[size:], nil
 }
 
 var errShortHeader = errors.New("record ends inside its headers")

@@ -77,7 +77,7 @@ func TestRewriteRealRecords(t *testing.T) {
 	var lines []string
 	pglz := map[string]string{"wal_compression": "pglz", "wal_consistency_checking": ""}
 	for _, c := range []corpus{
-		unpacked, withZstd, withLZ4, withPGLZ14, withPGLZ18, {16, workload.TPCB, pglz, nil, wal.PGLZ}, {17, workload.TPCB, pglz, nil, wal.PGLZ},
+		unpacked, withZstd, withLZ4, withPGLZ14, withPGLZ18, {16, workload.TPCB, pglz, nil, wal.PGLZ, few}, {17, workload.TPCB, pglz, nil, wal.PGLZ, few},
 	} {
 		src, size := c.load(t)
 		r, err := wal.NewReader(src, wal.ReaderOptions{SegmentSize: size})

@@ -114,8 +114,8 @@ func (s *Spool) First() pg.LSN {
 // Written is the end of the bytes appended, 0 if there are none. They may end inside a record and may not survive a crash.
 func (s *Spool) Written() pg.LSN { return pg.LSN(s.written.Load()) }
 
-// Durable is the end of the last record that is complete, valid and fsynced, or the spool's start if there is none yet; 0 if the spool is empty. It never moves
-// back, not even over a crash, and is what may be acknowledged.
+// Durable is the end of the last record that is complete, valid and fsynced, or the spool's start if there is none yet; 0 if the spool is
+// empty. It never moves back, not even over a crash, and is what may be acknowledged.
 func (s *Spool) Durable() pg.LSN { return pg.LSN(s.durable.Load()) }
 
 // Err is why every call fails, nil while they don't.

@@ -11,7 +11,7 @@ import (
 
 // Receiving real WAL as a walsender sends it, 128 KB at a time, with a sync and check of each: the processor's part of it, without a disk's.
 func BenchmarkSpool(b *testing.B) {
-	src, size := withZstd.load(b)
+	src, size := small.load(b)
 	header, err := wal.ParsePageHeader(src.Data)
 	if err != nil {
 		b.Fatal(err)
