@@ -6,6 +6,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"everpage/wal"
 	"everpage/wal/pg"
 )
 
@@ -27,8 +28,14 @@ var (
 var refusals = []error{ErrSystem, ErrMajor, ErrSegment, ErrTimeline, ErrBehind, ErrDiverged, ErrWALRemoved, ErrWALLevel, ErrSlotMissing, ErrSlotLost, ErrSlotLogical,
 	ErrUnsupported, ErrConninfo}
 
-// Refused tells whether an error is one that trying again does not mend: another cluster, diverged WAL, a hole.
+// Refused tells whether an error is one that trying again does not mend: another cluster, diverged WAL, a hole, or WAL that a sink found
+// invalid or different from what it holds.
 func Refused(err error) bool {
+	var corrupt *wal.CorruptError
+	var diverged *wal.DivergedError
+	if errors.As(err, &corrupt) || errors.As(err, &diverged) {
+		return true
+	}
 	for _, r := range refusals {
 		if errors.Is(err, r) {
 			return true

@@ -199,6 +199,20 @@ func TestSinkThatFails(t *testing.T) {
 		sink.equal(t, s, server.SegmentSize, lsn)
 		f.stop(t)
 	}
+	// A sink that leaves out an incomplete record.
+	sink.set(func(m *memorySink) { m.short = 16 })
+	f := follow(t, o, sink)
+	f.await(t, "streaming", isStreaming)
+	s.MustSQL(t, "postgres", "create table short as select g from generate_series(1, 10000) g")
+	sink.wait(t, currentLSN(t, s))
+	eventually(t, "what is durable is acknowledged and no more", func() bool {
+		return s.MustSQL(t, "postgres", "select write_lsn - flush_lsn from pg_stat_replication")[0][0] == "16"
+	})
+	if st := f.Status(); st.State != stream.Streaming || st.Err != nil {
+		t.Fatalf("status %+v", st)
+	}
+	f.stop(t)
+	sink.set(func(m *memorySink) { m.short = 0 })
 	// A sink that neither fails nor goes on.
 	o.StallTimeout = 200 * time.Millisecond
 	for _, op := range []string{"append", "flush"} {
@@ -231,7 +245,7 @@ func TestSinkThatFails(t *testing.T) {
 		f.stop(t)
 	}
 	// A live receiver that has everything lets a fast stop end too, and says what it was.
-	f := follow(t, o, sink)
+	f = follow(t, o, sink)
 	f.await(t, "streaming", isStreaming)
 	if err := s.Stop(t.Context(), pgtest.Fast); err != nil {
 		t.Fatal(err)

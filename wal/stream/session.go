@@ -299,6 +299,9 @@ func (s *session) ended(at pg.LSN, next pg.TimelineID) error {
 		}
 	}
 	end := pg.LSN(s.written.Load())
+	if durable := pg.LSN(s.flushed.Load()); durable < min(at, end) {
+		return &SinkError{"flush", fmt.Errorf("durable up to %s, the timeline ends at %s", durable, at)}
+	}
 	if end < at {
 		return fmt.Errorf("%s: %w: timeline %d ended at %s, before its switch point %s", s.w.where, errProtocol, s.pos.Timeline, end, at)
 	}

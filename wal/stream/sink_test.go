@@ -24,6 +24,7 @@ type memorySink struct {
 	wal     []byte // from pos.First on
 	durable int    // bytes of wal
 	resumes int
+	short   int    // bytes that Flush leaves out, as of an incomplete record
 	limit   pg.LSN // WAL is taken up to here; 0 is no limit
 
 	changed  chan struct{}     // closed and made anew at every flush
@@ -98,7 +99,7 @@ func (m *memorySink) Flush() (pg.LSN, error) {
 	m.durable = n
 	close(m.changed)
 	m.changed = make(chan struct{})
-	return m.pos.First + pg.LSN(n), nil
+	return m.pos.First + pg.LSN(max(n-m.short, 0)), nil
 }
 
 func (m *memorySink) Applied() pg.LSN {

@@ -238,3 +238,16 @@ func TestDirectoryRefuses(t *testing.T) {
 	refuse("a linked database", "symbolic link", func(dir string) error { return os.Symlink("/tmp", filepath.Join(dir, "base/6")) })
 	refuse("a dangling tablespace", "tablespace 16400", func(dir string) error { return os.Symlink("/nowhere", filepath.Join(dir, "pg_tblspc/16400")) })
 }
+
+func TestRefused(t *testing.T) {
+	for _, err := range []error{ErrDiverged, &SinkError{"flush", &wal.CorruptError{}}, &SinkError{"append", &wal.DivergedError{}}, &ConnectError{Kind: ErrConninfo}} {
+		if !Refused(err) {
+			t.Errorf("tried again: %v", err)
+		}
+	}
+	for _, err := range []error{ErrStandby, ErrShutdown, ErrSlotActive, &SinkError{"append", io.ErrShortWrite}, &ConnectError{Kind: ErrPassword, Err: io.EOF}, io.EOF} {
+		if Refused(err) {
+			t.Errorf("not tried again: %v", err)
+		}
+	}
+}
