@@ -139,7 +139,7 @@ func (f *follower) finishImport(ctx context.Context, spool *wal.Spool, p *pendin
 	for {
 		rec, err := r.Next()
 		if errors.Is(err, wal.ErrMore) {
-			if err := spool.WaitWritten(ctx, max(r.Received(), p.checkpoint)); err != nil {
+			if err := spool.WaitDurable(ctx, max(r.Received(), p.checkpoint)); err != nil {
 				return err
 			}
 			continue

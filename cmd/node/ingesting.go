@@ -69,14 +69,15 @@ func (f *follower) ingestFrom(ctx context.Context, spool *wal.Spool, notify func
 		f.records.Add(p.Records - records)
 		last, records = now, p.Records
 		notify()
-		if err := spool.WaitWritten(ctx, r.Received()); err != nil {
+		if err := spool.WaitDurable(ctx, r.Received()); err != nil {
 			return err
 		}
 	}
 }
 
+// newSpoolReader reads what is durable only: the store must never be ahead of its own log.
 func newSpoolReader(spool *wal.Spool, st state) (*wal.Reader, error) {
-	return wal.NewReader(spool, wal.ReaderOptions{
+	return wal.NewReader(spool.DurableWAL(), wal.ReaderOptions{
 		SegmentSize: wal.SegmentSize(st.WALSegmentSize), Major: st.Major, SystemID: st.SystemIdentifier, History: &st.History, Growing: true,
 	})
 }

@@ -1,0 +1,49 @@
+# Everpage. `make help` lists the targets.
+SHELL := /bin/bash
+GO ?= go
+BIN := bin/everpage
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+.PHONY: build
+build: ## build bin/everpage
+	$(GO) build -o $(BIN) ./cmd/everpage
+
+.PHONY: demo
+demo: build ## the main job in under three minutes: follow, have an accident, restore to the moment before
+	@$(GO) run ./deploy/demo --binary $(BIN)
+
+.PHONY: servers
+servers: ## fetch the PostgreSQL servers that tests run against
+	@for major in 14 15 16 17 18; do deploy/postgres/fetch.sh $$major >/dev/null || exit 1; done
+
+.PHONY: test
+test: servers ## all tests, at most 20 minutes on 2 cores
+	$(GO) test -timeout 20m ./...
+
+.PHONY: race
+race: servers ## the tests of packages with goroutines, under the race detector
+	$(GO) test -race -timeout 40m ./chunk/... ./cluster/... ./pageapi/... ./wal/... ./cmd/...
+
+.PHONY: lint
+lint: ## formatting, vet, static analysis, generated code, layering
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	deploy/lint/tools.sh
+	pageapi/pagepb/generate.sh --check
+	$(GO) test ./deploy/lint
+
+.PHONY: bench
+bench: build servers ## the table of RESULTS.md, beside peers, in one run
+	$(GO) run ./deploy/bench
+
+.PHONY: ci-long
+ci-long: build servers ## a slice of the long runs under a fresh seed, at most 30 minutes
+	$(GO) run ./deploy/longrun --budget 12m
+
+.PHONY: longrun
+longrun: build servers ## the long runs, resumable; logs in deploy/longrun
+	$(GO) run ./deploy/longrun
