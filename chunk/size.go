@@ -115,6 +115,17 @@ type SizeVersion struct {
 	Op     string // grow, create, truncate, drop, copy
 	Exists bool
 	Blocks uint32
+	Left   uint32            // versions of blocks from here on, at or before LSN, are cut off; truncate, drop and copy only
+	Source pg.RelFileLocator // copy only: what the fork is a copy of, as that was just before LSN
+}
+
+// Cuts tells whether the entry cut off all older versions of a block.
+func (v *SizeVersion) Cuts(block uint32) bool {
+	switch v.Op {
+	case sizeOps[sizeTruncate], sizeOps[sizeDrop]:
+		return v.Left <= block
+	}
+	return v.Op == sizeOps[sizeCopy]
 }
 
 var sizeOps = [...]string{sizeGrow: "grow", sizeCreate: "create", sizeTruncate: "truncate", sizeDrop: "drop", sizeCopy: "copy", sizeAbsent: "absent"}
@@ -148,7 +159,7 @@ func (s *Store) Sizes(ctx context.Context, branch uint32, fork pg.RelFork, fn fu
 		if e.op == sizeAbsent {
 			continue
 		}
-		if err := fn(SizeVersion{LSN: e.lsn, Op: sizeOps[e.op], Exists: e.exists, Blocks: e.blocks}); err != nil {
+		if err := fn(SizeVersion{LSN: e.lsn, Op: sizeOps[e.op], Exists: e.exists, Blocks: e.blocks, Left: e.left, Source: e.source}); err != nil {
 			return err
 		}
 	}

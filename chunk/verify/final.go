@@ -32,6 +32,7 @@ type final struct {
 	objects  map[objectKey]bool
 	ours     [pg.BlockSize]byte
 	buf      []byte
+	scratch  redo.CheckScratch
 }
 
 type slruSegment struct {
@@ -49,7 +50,7 @@ const (
 	tolLSN       = "page LSN, checksum and hint bits only"
 	tolZero      = "a new page on one side"
 	tolVMEmpty   = "empty visibility map page on one side"
-	tolVMMissing = "visibility bits that only the primary has"
+	tolVMMissing = "visibility bits lost by CREATE DATABASE"
 	tolSequence  = "sequence values logged ahead"
 	tolSPGist    = "SP-GiST metapage cache"
 	tolBeyond    = "SLRU bytes beyond the next id"
@@ -153,8 +154,6 @@ func (f *final) unknownRelation(b stream.BackupFile, kind pg.File, blocks uint32
 			f.rep.Tolerated[tolZero]++
 		case kind.Rel.Fork == pg.VMFork && emptyMap(page):
 			f.rep.Tolerated[tolVMEmpty]++
-		case kind.Rel.Fork == pg.VMFork:
-			f.rep.Tolerated[tolVMMissing]++
 		default:
 			f.differs(kind.Rel.String(), fmt.Sprintf("only the primary has it, with %d blocks", blocks))
 			return nil
@@ -181,8 +180,7 @@ func (f *final) block(key pg.PageKey, size uint32, theirs pg.Page) error {
 		return nil
 	}
 	if key.Fork == pg.VMFork {
-		f.visibilityMap(key, ours, theirs)
-		return nil
+		return f.visibilityMap(key, ours, theirs)
 	}
 	switch {
 	case bytes.Equal(ours, theirs):
@@ -234,23 +232,36 @@ func firstDiff(a, b []byte) int {
 	return -1
 }
 
-// visibilityMap: our bits must be a subset of the primary's. Its LSN and hint bits don't count.
-func (f *final) visibilityMap(key pg.PageKey, ours, theirs pg.Page) {
-	a, b := ours[pg.PageHeaderSize:], theirs[pg.PageHeaderSize:]
-	if bytes.Equal(a, b) {
-		f.rep.Identical++
-		return
-	}
-	for i := range a {
-		if extra := a[i] &^ b[i]; extra != 0 {
-			f.run.report.mismatch(Mismatch{
-				LSN: f.at, Record: "final", Page: key.String(), Offset: pg.PageHeaderSize + i, Ours: firstBytes(a, i), Theirs: firstBytes(b, i),
-				Text: "visibility bits that the primary does not have",
-			})
-			return
+// visibilityMap: our bits must be the primary's. Its LSN and hint bits don't count.
+func (f *final) visibilityMap(key pg.PageKey, ours, theirs pg.Page) error {
+	at := -1
+	for i := pg.PageHeaderSize; i < pg.BlockSize && at < 0; i++ {
+		if ours[i] != theirs[i] {
+			at = i
 		}
 	}
+	if at < 0 {
+		f.rep.Identical++
+		return nil
+	}
+	bits := redo.CompareVM(key.Block, ours, theirs, &f.scratch)
+	m := Mismatch{LSN: f.at, Record: "final", Page: key.String(), Offset: at, Ours: firstBytes(ours, at), Theirs: firstBytes(theirs, at)}
+	if len(bits.Extra) > 0 {
+		m.Text = fmt.Sprintf("visibility bits that the primary does not have, of heap block %d", bits.Extra[0].Heap)
+		f.run.report.mismatch(m)
+		return nil
+	}
+	ok, err := f.run.images.lost.explained(f.ctx, key, f.at, bits.Missing)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		m.Text = fmt.Sprintf("visibility bits that only the primary has, of heap block %d, and no record of a database copy explains it", bits.Missing[0].Heap)
+		f.run.report.mismatch(m)
+		return nil
+	}
 	f.rep.Tolerated[tolVMMissing]++
+	return nil
 }
 
 // onlyOurs looks for what the primary doesn't have.

@@ -19,6 +19,7 @@ type images struct {
 	events []event
 	arena  []byte // content of the events' images
 
+	lost    lostBits
 	extra   map[vmBit]Mismatch // visibility bits that only we have, until a later record clears them
 	workers [checkWorkers]redo.CheckScratch
 }
@@ -36,7 +37,7 @@ type event struct {
 
 	result  redo.Check
 	bits    []redo.VMBits // copy of result.Extra
-	missing int
+	missing []redo.VMBits // copy of result.Missing
 	ours    string
 	theirs  string
 	err     error
@@ -117,7 +118,9 @@ func (im *images) compare(ctx context.Context, r *run) error {
 		return err
 	}
 	for i := range im.events {
-		im.settle(r, &im.events[i])
+		if err := im.settle(ctx, r, &im.events[i]); err != nil {
+			return err
+		}
 	}
 	im.events, im.arena = im.events[:0], im.arena[:0]
 	return nil
@@ -134,31 +137,31 @@ func (e *event) check(ctx context.Context, store *chunk.Store, page pg.Page, s *
 	case redo.CheckDiffers:
 		e.ours, e.theirs = firstBytes(s.Ours[:], e.result.FirstDiff), firstBytes(s.Image[:], e.result.FirstDiff)
 	case redo.CheckVMBits:
-		e.bits, e.missing = append([]redo.VMBits{}, e.result.Extra...), len(e.result.Missing)
+		e.bits, e.missing = append([]redo.VMBits{}, e.result.Extra...), append([]redo.VMBits{}, e.result.Missing...)
 	}
 }
 
 // settle enters one event's result into the report.
-func (im *images) settle(r *run, e *event) {
+func (im *images) settle(ctx context.Context, r *run, e *event) error {
 	rep := r.report
 	if e.clear != nil {
 		for b := e.clear; len(b) >= vmClearEntry; b = b[vmClearEntry:] {
 			delete(im.extra, vmBit{e.blk.RelFileLocator, binary.LittleEndian.Uint32(b)})
 		}
-		return
+		return nil
 	}
 	m := Mismatch{LSN: e.rec.End, Record: e.name, Page: e.blk.PageKey.String()}
 	var damaged *chunk.DamagedError
 	switch {
 	case errors.As(e.err, &damaged):
 		rep.Damaged++
-		return
+		return nil
 	case errors.Is(e.err, chunk.ErrNotConsistent), errors.Is(e.err, chunk.ErrBelowHorizon):
-		return // inside the base backup's window, where PostgreSQL doesn't check either
+		return nil // inside the base backup's window, where PostgreSQL doesn't check either
 	case e.err != nil:
 		m.Text = e.err.Error()
 		rep.mismatch(m)
-		return
+		return nil
 	}
 	switch e.result.Outcome {
 	case redo.CheckEqual, redo.CheckVMBits:
@@ -169,7 +172,18 @@ func (im *images) settle(r *run, e *event) {
 		if e.blk.Fork == pg.VMFork {
 			rep.VMCompared++
 		}
-		rep.VMMissing += uint64(e.missing)
+		if len(e.missing) > 0 {
+			ok, err := im.lost.explained(ctx, e.blk.PageKey, e.rec.End, e.missing)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				m.Text = fmt.Sprintf("heap block %d has visibility bits %d on the primary only", e.missing[0].Heap, e.missing[0].Bits)
+				rep.mismatch(m)
+				return nil
+			}
+			rep.VMMissing += uint64(len(e.missing))
+		}
 		for _, b := range e.bits {
 			if im.extra == nil {
 				im.extra = map[vmBit]Mismatch{}
@@ -181,6 +195,7 @@ func (im *images) settle(r *run, e *event) {
 		m.Offset, m.Ours, m.Theirs = e.result.FirstDiff, e.ours, e.theirs
 		rep.mismatch(m)
 	}
+	return nil
 }
 
 // vmClearEntry is the size of an entry of a redo.PartVMClear delta: heap block and bits.

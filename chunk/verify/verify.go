@@ -67,6 +67,7 @@ func Run(ctx context.Context, o Options) (report *Report, err error) {
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	r := &run{o: o, report: report, store: store, source: source}
+	r.images.lost.store = store
 	return report, r.run(ctx)
 }
 
@@ -91,11 +92,11 @@ func (f *faulty) Redo(page pg.Page, key pg.PageKey, lsn pg.LSN, init bool, delta
 
 // run is one verification.
 type run struct {
-	o       Options
-	report  *Report
-	store   *chunk.Store
-	source  *offline.Source
-	images  images
+	o      Options
+	report *Report
+	store  *chunk.Store
+	source *offline.Source
+	images images
 }
 
 func (r *run) run(ctx context.Context) error {
