@@ -185,6 +185,32 @@ func ginAddItems(dst, segment, items []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if more && len(items) > 0 {
+		// What comes before the first new TID stays as it is.
+		b, err := ginTID(items)
+		if err != nil {
+			return 0, err
+		}
+		if a < b {
+			kept := 0 // bytes of the segment behind the last TID kept
+			for more && a < b {
+				w.last, kept = a, len(old.rest)
+				a, more, err = old.next()
+				if err != nil {
+					return 0, err
+				}
+				if more && a <= w.last {
+					return 0, errGinOrder
+				}
+			}
+			end := ginSegmentHeader + int(binary.LittleEndian.Uint16(segment[6:]))
+			w.n = end - kept
+			if w.n > len(dst) {
+				return 0, errGinSpace
+			}
+			copy(dst, segment[:w.n])
+		}
+	}
 	for ; len(items) > 0; items = items[tidSize:] {
 		b, err := ginTID(items)
 		if err != nil {
@@ -252,7 +278,8 @@ func (r *ginReader) next() (uint64, bool, error) {
 		if c&0x80 == 0 {
 			r.rest = r.rest[i+1:]
 			r.value += delta
-			if r.value >= 1<<ginTIDBits || r.value&(1<<ginOffsetBits-1) == 0 {
+			// A server writes no number longer than it must be.
+			if r.value >= 1<<ginTIDBits || r.value&(1<<ginOffsetBits-1) == 0 || c == 0 {
 				return 0, false, errGinSegment
 			}
 			return r.value, true, nil
