@@ -45,12 +45,12 @@ func (s *Store) Check(ctx context.Context, report func(Violation)) (Walked, erro
 		return Walked{}, err
 	}
 	defer it.Close()
-	c := &checker{r: r, it: it, report: report, high: map[uint32]pg.LSN{}, progress: map[uint32]bool{}}
+	c := &checker{r: r, it: it, report: report, high: map[uint32]pg.LSN{}, readable: map[uint32]pg.LSN{}, progress: map[uint32]bool{}}
 	s.mu.Lock()
-	s.branches.Range(func(k, v any) bool {
+	s.branches.Range(func(_, v any) bool {
 		b := v.(*branchState)
 		if p := b.current(); p != nil {
-			c.high[k.(uint32)] = b.high
+			c.high[b.num], c.readable[b.num] = b.high, p.Readable
 			c.checkProgress(b.num, p, b.durable)
 		}
 		return true
@@ -80,6 +80,7 @@ type checker struct {
 	report   func(Violation)
 	walked   Walked
 	high     map[uint32]pg.LSN
+	readable map[uint32]pg.LSN
 	progress map[uint32]bool
 	lastKey  []byte
 
@@ -301,6 +302,9 @@ func (c *checker) endPage() {
 	key := c.p.pageKey()
 	fork, block := forkOf(key)
 	for i, v := range c.versions {
+		if v.lsn > c.readable[c.p.branch()] {
+			continue // of a batch that was never committed: it may lack its size
+		}
 		e, err := c.r.sizeAt(c.p.branch(), fork, v.lsn)
 		if err != nil {
 			c.violation(v.lsn, "its fork's size can't be read: %v", err)

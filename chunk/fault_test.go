@@ -372,12 +372,13 @@ func TestConcurrentReads(t *testing.T) {
 			}
 		})
 	}
-	for x.fed < len(x.m.recs) && !t.Failed() {
+	for back := 0; x.fed < len(x.m.recs) && !t.Failed(); {
 		x.step()
 		if rng.IntN(5) == 0 {
 			x.commit()
 		}
-		if rng.IntN(60) == 0 {
+		if rng.IntN(60) == 0 && back < 6 {
+			back++
 			x.from(x.m.recs[rng.IntN(x.done)].lsn) // old WAL again, under the readers
 		}
 	}

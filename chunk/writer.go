@@ -27,6 +27,18 @@ type Writer struct {
 
 	maxTime    pg.Timestamp // the running maximum of commit times
 	hasMaxTime bool
+
+	// What a record says of sizes and small objects is held back until the record is over, since it may say several things of one of them: a reader
+	// must not find the first ones while old WAL is fed again.
+	held    []heldValue
+	heldAt  map[prefix]int
+	heldBuf []byte
+}
+
+type heldValue struct {
+	p      prefix
+	kind   uint8
+	off, n int // of Writer.heldBuf
 }
 
 // maxSizes bounds the size cache, entries.
@@ -45,7 +57,7 @@ func (s *Store) Writer(branch uint32) (*Writer, error) {
 		return nil, fmt.Errorf("branch %d %w", branch, ErrBusy)
 	}
 	b.writing = true
-	return &Writer{s: s, b: b}, nil
+	return &Writer{s: s, b: b, heldAt: map[prefix]int{}}, nil
 }
 
 // Close gives up the branch. What was not committed is not visible, and must be fed again.
@@ -54,6 +66,14 @@ func (w *Writer) Close() {
 		return
 	}
 	w.closed = true
+	// The size cache must not know what the store does not.
+	w.b.mu.Lock()
+	for i := range w.held {
+		if p := &w.held[i].p; p.class() == classSize {
+			delete(w.b.sizes, p.pageKey().RelFork)
+		}
+	}
+	w.b.mu.Unlock()
 	w.s.mu.Lock()
 	w.b.writing = false
 	w.s.mu.Unlock()
@@ -72,6 +92,9 @@ func (w *Writer) at(lsn pg.LSN) error {
 	}
 	if lsn < w.lsn || lsn == 0 {
 		return w.fail(fmt.Errorf("branch %d: change at %s comes after one at %s: a writer must be fed in WAL order", w.b.num, lsn, w.lsn))
+	}
+	if err := w.settle(); err != nil {
+		return err
 	}
 	w.lsn = lsn
 	if lsn <= w.b.high {
@@ -99,6 +122,35 @@ func (w *Writer) fail(err error) error {
 		w.err = err
 	}
 	return err
+}
+
+// hold keeps a small object's new value until the record is over; room for n bytes of content is returned.
+func (w *Writer) hold(p *prefix, kind uint8, n int) []byte {
+	h := heldValue{p: *p, kind: kind, off: len(w.heldBuf), n: n}
+	if i, ok := w.heldAt[*p]; ok {
+		w.held[i] = h
+	} else {
+		w.heldAt[*p] = len(w.held)
+		w.held = append(w.held, h)
+	}
+	w.heldBuf = append(w.heldBuf, make([]byte, n)...)
+	return w.heldBuf[h.off:]
+}
+
+// settle stores what was held.
+func (w *Writer) settle() error {
+	if len(w.held) == 0 {
+		return nil
+	}
+	for i := range w.held {
+		h := &w.held[i]
+		if err := w.put(&h.p, h.kind, Origin{}, h.n, func(b []byte) { copy(b, w.heldBuf[h.off:]) }); err != nil {
+			return err
+		}
+	}
+	w.held, w.heldBuf = w.held[:0], w.heldBuf[:0]
+	clear(w.heldAt)
+	return nil
 }
 
 // put stores one version; fill writes its content.
@@ -235,7 +287,11 @@ func (w *Writer) Meta(kind redo.MetaKind, id [2]uint32, lsn pg.LSN, value []byte
 	if value == nil {
 		k = metaGone
 	}
-	return w.put(&p, k, Origin{}, len(value), func(b []byte) { copy(b, value) })
+	if len(value) > maxValue-valueOver {
+		return w.fail(fmt.Errorf("branch %d: %s at %s has %d bytes, more than the store takes", w.b.num, p, lsn, len(value)))
+	}
+	copy(w.hold(&p, k, len(value)), value)
+	return nil
 }
 
 // Transaction enters a commit or an abort into the commit index. start and lsn are the record's start and end.
@@ -290,6 +346,9 @@ func (w *Writer) RestorePoint(name string, time pg.Timestamp, start, lsn pg.LSN)
 func (w *Writer) Commit(p Progress) error {
 	if w.err != nil {
 		return w.err
+	}
+	if err := w.settle(); err != nil {
+		return err
 	}
 	if err := w.s.commit(w.b, p); err != nil {
 		return w.fail(err)

@@ -49,9 +49,7 @@ func (w *Writer) remember(fork pg.RelFork, e sizeEntry) {
 func (w *Writer) setSize(fork pg.RelFork, e sizeEntry) error {
 	e.lsn = w.lsn
 	p := sizePrefix(w.b.num, fork)
-	if err := w.put(&p, e.op, Origin{}, sizeBody, func(b []byte) { e.put(b) }); err != nil {
-		return err
-	}
+	e.put(w.hold(&p, e.op, sizeBody))
 	w.remember(fork, e)
 	w.lastOf, w.last, w.hasLast = fork, e, true
 	return nil
