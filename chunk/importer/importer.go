@@ -2,7 +2,6 @@
 package importer
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -31,7 +30,8 @@ type Importer struct {
 	w       *chunk.Writer
 	control []byte // pg_control as the backup has it
 	buf     []byte
-	pending int64 // bytes since the last commit
+	pending int64           // bytes since the last commit
+	spaces  map[pg.Oid]bool // tablespaces: true where Tablespaces named it, false where only files did
 
 	Damaged []string // pages whose checksum is wrong, at most maxDamaged of them
 	Bytes   int64    // read so far
@@ -64,7 +64,7 @@ func New(store *chunk.Store, opts Options) (*Importer, error) {
 	if err != nil {
 		return nil, err
 	}
-	im := &Importer{opts: opts, w: w, buf: make([]byte, readPages*pg.BlockSize)}
+	im := &Importer{opts: opts, w: w, buf: make([]byte, readPages*pg.BlockSize), spaces: map[pg.Oid]bool{}}
 	if err := im.commit(); err != nil {
 		w.Close()
 		return nil, err
@@ -85,12 +85,14 @@ func (im *Importer) commit() error {
 	return im.w.Commit(im.progress())
 }
 
-// Tablespaces records the user tablespaces of the backup.
+// Tablespaces records the user tablespaces of the backup. Those that lie in pg_tblspc itself may be missing from the list, as they are from a base
+// backup's: their files tell of them.
 func (im *Importer) Tablespaces(list []stream.Tablespace) error {
 	for _, t := range list {
 		if t.Oid == 0 {
 			continue // PGDATA itself
 		}
+		im.spaces[t.Oid] = true
 		if err := im.w.Meta(redo.MetaTablespace, [2]uint32{t.Oid}, im.opts.Start, []byte(t.Location)); err != nil {
 			return err
 		}
@@ -117,6 +119,9 @@ func (im *Importer) File(f stream.BackupFile) error {
 
 func (im *Importer) file(f stream.BackupFile, kind pg.File) error {
 	at := im.opts.Start
+	if kind.Major != 0 {
+		im.spaces[kind.Spc] = im.spaces[kind.Spc]
+	}
 	switch kind.Kind {
 	case pg.FileRelation:
 		return im.relation(f, kind)
@@ -234,25 +239,6 @@ func (im *Importer) slru(f stream.BackupFile, kind pg.File) error {
 	})
 }
 
-// replorigin_checkpoint (StartupReplicationOrigin): a magic, entries of {uint16 origin, 6 bytes padding, uint64 remote LSN}, a CRC-32C.
-const (
-	originsMagic     = 0x1257DADE
-	originsEntrySize = 16
-)
-
-func (im *Importer) origins(b []byte) error {
-	if len(b) < 8 || (len(b)-8)%originsEntrySize != 0 || binary.LittleEndian.Uint32(b) != originsMagic {
-		return fmt.Errorf("%d bytes are not a replication origin checkpoint", len(b))
-	}
-	for e := b[4 : len(b)-4]; len(e) > 0; e = e[originsEntrySize:] {
-		origin := uint32(binary.LittleEndian.Uint16(e))
-		if err := im.w.Meta(redo.MetaOrigin, [2]uint32{origin}, im.opts.Start, e[8:16]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Control is the backup's pg_control, once its file was imported.
 func (im *Importer) Control() (pg.ControlFile, error) {
 	if im.control == nil {
@@ -272,6 +258,9 @@ func (im *Importer) Finish(checkpoint pg.LSN, body pg.CheckPoint, end pg.LSN) er
 	}
 	if body.Redo != im.opts.Start {
 		return fmt.Errorf("the checkpoint record at %s redoes from %s, the backup starts at %s", checkpoint, body.Redo, im.opts.Start)
+	}
+	if err := im.inPlace(); err != nil {
+		return err
 	}
 	state := redo.NewControlState(body, checkpoint, &control)
 	for g := redo.ControlXID; g <= redo.ControlRest; g++ {

@@ -31,6 +31,11 @@ type Options struct {
 	Watch func(rec *wal.Record, ch *redo.Changes) error
 	// Committed, where set, is called after each commit, when all records that Watch saw can be read.
 	Committed func() error
+	// From is where the pipeline starts instead of Progress.Resume: at the start of a record or the end of the one before, at or below Resume.
+	// All that follows is then ingested once more, which leaves the store as it is. 0: Resume.
+	From pg.LSN
+	// Touch tells what records change; nil: redo.Touch. Verification spoils it, to see that faults are found.
+	Touch func(rec *wal.Record, st *redo.ControlState, ch *redo.Changes) error
 	// BatchBytes of WAL become visible together at most; 0: 1 MiB.
 	BatchBytes uint64
 }
@@ -60,9 +65,19 @@ func Open(store *chunk.Store, opts Options) (*Pipeline, error) {
 	if opts.BatchBytes == 0 {
 		opts.BatchBytes = 1 << 20
 	}
+	if opts.Touch == nil {
+		opts.Touch = redo.Touch
+	}
 	progress, ok := store.Progress(opts.Branch)
 	if !ok {
 		return nil, fmt.Errorf("branch %d was never imported", opts.Branch)
+	}
+	if opts.From == 0 {
+		opts.From = progress.Resume
+	}
+	if opts.From < progress.Start || opts.From > progress.Resume {
+		return nil, fmt.Errorf("branch %d can't be ingested from %s on: its import starts at %s, and its WAL was read up to %s", opts.Branch, opts.From,
+			progress.Start, progress.Resume)
 	}
 	n, err := decodeNote(progress.Note)
 	if err != nil {
@@ -72,7 +87,7 @@ func Open(store *chunk.Store, opts Options) (*Pipeline, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pipeline{opts: opts, w: w, progress: progress, backup: n.BackupEnd, origins: map[uint32]uint64{}, batch: progress.Resume}
+	p := &Pipeline{opts: opts, w: w, progress: progress, backup: n.BackupEnd, origins: map[uint32]uint64{}, batch: opts.From}
 	if err := p.load(store); err != nil {
 		w.Close()
 		return nil, err
@@ -82,7 +97,7 @@ func Open(store *chunk.Store, opts Options) (*Pipeline, error) {
 
 // load reads the state as of the LSN where the pipeline starts.
 func (p *Pipeline) load(store *chunk.Store) error {
-	at := p.progress.Resume
+	at := p.opts.From
 	state, err := LoadState(store, p.opts.Branch, at)
 	if err != nil {
 		return err
@@ -176,7 +191,7 @@ func (p *Pipeline) Record(rec *wal.Record) error {
 		return fmt.Errorf("record at %s is of PostgreSQL %d, this branch is of %d", rec.Start, rec.Major, p.opts.Major)
 	}
 	ch := &p.changes
-	if err := redo.Touch(rec, &p.state, ch); err != nil {
+	if err := p.opts.Touch(rec, &p.state, ch); err != nil {
 		return err
 	}
 	if err := p.write(rec, ch); err != nil {

@@ -9,7 +9,6 @@ import (
 	"io"
 
 	"everpage/chunk"
-	"everpage/chunk/ingest"
 	"everpage/chunk/offline"
 	"everpage/redo"
 	"everpage/wal"
@@ -17,19 +16,49 @@ import (
 	"everpage/wal/stream"
 )
 
-// final compares the store at one LSN with a data directory that was stopped there.
+// Pages is what a stopped primary is compared with, at one LSN: a store, or a node that is asked over the network.
+type Pages interface {
+	// Control is pg_control as a restore would write it.
+	Control(ctx context.Context) (pg.ControlFile, error)
+	// Size is the number of blocks of a fork, if it exists.
+	Size(ctx context.Context, fork pg.RelFork) (blocks uint32, exists bool, err error)
+	// Page reads a page of a relation or an SLRU. A page that is known to be damaged is a *chunk.DamagedError.
+	Page(ctx context.Context, key pg.PageKey, dst pg.Page) error
+	// Relations calls fn for every fork of every relation, until fn fails.
+	Relations(ctx context.Context, fn func(fork pg.RelFork, blocks uint32) error) error
+	// SLRUSegments lists the segments of an SLRU, with their pages.
+	SLRUSegments(ctx context.Context, slru pg.SLRU) (map[uint32]uint32, error)
+	// Objects calls fn for every small object of a kind, until fn fails. fn must not keep value.
+	Objects(ctx context.Context, kind redo.MetaKind, fn func(id [2]uint32, value []byte) error) error
+	// Lost tells whether a record of a database copy explains that visibility bits are missing.
+	Lost(ctx context.Context, key pg.PageKey, missing []redo.VMBits) (bool, error)
+}
+
+// Final compares pages at an LSN with a data directory that was stopped there. The report is valid, as far as it got, even with an error; a mismatch is in
+// the report and no error.
+func Final(ctx context.Context, dir string, at pg.LSN, pages Pages) (*Report, error) {
+	report := &Report{Types: map[string]*TypeReport{}, End: at}
+	f := &final{ctx: ctx, dir: dir, at: at, pages: pages, report: report}
+	return report, f.compare()
+}
+
+// final compares what Pages has at one LSN with a data directory that was stopped there.
 type final struct {
-	run *run
-	at  pg.LSN
-	ctx context.Context
+	ctx    context.Context
+	dir    string
+	at     pg.LSN
+	pages  Pages
+	report *Report
 
 	rep      *FinalReport
-	control  pg.ControlFile
-	state    *redo.ControlState
+	control  pg.ControlFile // the directory's
+	ourCtl   pg.ControlFile
 	theirs   map[pg.RelFork]uint32 // blocks of each fork, as far as files were seen
 	unlogged map[pg.RelFileLocator]bool
 	slrus    map[slruSegment]bool
+	sizes    map[pg.SLRU]map[uint32]uint32
 	objects  map[objectKey]bool
+	values   map[objectKey][]byte // ours
 	ours     [pg.BlockSize]byte
 	buf      []byte
 	scratch  redo.CheckScratch
@@ -57,35 +86,58 @@ const (
 )
 
 func (f *final) compare() error {
-	r := f.run
 	f.rep = &FinalReport{Tolerated: map[string]uint64{}}
-	r.report.Final = f.rep
+	f.report.Final = f.rep
 	f.theirs, f.slrus, f.objects = map[pg.RelFork]uint32{}, map[slruSegment]bool{}, map[objectKey]bool{}
 	f.unlogged, f.buf = map[pg.RelFileLocator]bool{}, make([]byte, pg.BlockSize)
 	var err error
-	if f.control, err = offline.ReadControl(r.o.Final); err != nil {
+	if f.control, err = offline.ReadControl(f.dir); err != nil {
 		return fmt.Errorf("final: %w", err)
 	}
-	if f.control.SystemID != r.source.Control.SystemID {
-		return fmt.Errorf("final %s is of system %d, the base is of %d", r.o.Final, f.control.SystemID, r.source.Control.SystemID)
+	if f.ourCtl, err = f.pages.Control(f.ctx); err != nil {
+		return err
+	}
+	if f.control.SystemID != f.ourCtl.SystemID {
+		return fmt.Errorf("final %s is of system %d, the base is of %d", f.dir, f.control.SystemID, f.ourCtl.SystemID)
 	}
 	if f.control.State != pg.DBShutdowned {
-		return fmt.Errorf("final %s was not stopped cleanly", r.o.Final)
+		return fmt.Errorf("final %s was not stopped cleanly", f.dir)
 	}
-	if f.state, err = ingest.LoadState(r.store, branch, f.at); err != nil {
+	if err := f.load(); err != nil {
 		return err
 	}
 	if err := f.controlState(); err != nil {
 		return err
 	}
-	if _, err := stream.Directory(f.ctx, r.o.Final, f.file); err != nil {
+	if _, err := stream.Directory(f.ctx, f.dir, f.file); err != nil {
 		return err
 	}
 	return f.onlyOurs()
 }
 
+// load reads what is compared as a whole.
+func (f *final) load() error {
+	f.sizes, f.values = map[pg.SLRU]map[uint32]uint32{}, map[objectKey][]byte{}
+	for _, slru := range pg.SLRUs() {
+		segments, err := f.pages.SLRUSegments(f.ctx, slru)
+		if err != nil {
+			return err
+		}
+		f.sizes[slru] = segments
+	}
+	for _, kind := range []redo.MetaKind{redo.MetaRelMap, redo.MetaTwoPhase, redo.MetaDatabase} {
+		if err := f.pages.Objects(f.ctx, kind, func(id [2]uint32, value []byte) error {
+			f.values[objectKey{kind, id}] = bytes.Clone(value)
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (f *final) differs(what, text string) {
-	f.run.report.mismatch(Mismatch{LSN: f.at, Record: "final", Page: what, Text: text})
+	f.report.mismatch(Mismatch{LSN: f.at, Record: "final", Page: what, Text: text})
 }
 
 func (f *final) file(b stream.BackupFile) error {
@@ -124,7 +176,7 @@ func (f *final) relation(b stream.BackupFile, kind pg.File) error {
 	if kind.Rel.Fork == pg.FSMFork {
 		return nil // free space maps are not logged
 	}
-	size, exists, err := f.run.store.Size(branch, kind.Rel, f.at)
+	size, exists, err := f.pages.Size(f.ctx, kind.Rel)
 	if err != nil {
 		return err
 	}
@@ -170,10 +222,10 @@ func (f *final) block(key pg.PageKey, size uint32, theirs pg.Page) error {
 	ours := pg.Page(f.ours[:])
 	if key.Block >= size {
 		clear(ours)
-	} else if err := f.run.store.Page(f.ctx, branch, key, f.at, ours); err != nil {
+	} else if err := f.pages.Page(f.ctx, key, ours); err != nil {
 		var damaged *chunk.DamagedError
 		if errors.As(err, &damaged) {
-			f.run.report.Damaged++
+			f.report.Damaged++
 			return nil
 		}
 		f.differs(key.String(), err.Error())
@@ -209,7 +261,7 @@ func (f *final) block(key pg.PageKey, size uint32, theirs pg.Page) error {
 			f.rep.Tolerated[tolSPGist]++
 			return nil
 		}
-		f.run.report.mismatch(Mismatch{
+		f.report.mismatch(Mismatch{
 			LSN: f.at, Record: "final", Page: key.String(), Offset: at, Ours: firstBytes(ours, at), Theirs: firstBytes(theirs, at),
 			Text: fmt.Sprintf("%s page with LSN %s", kind, image.LSN()),
 		})
@@ -248,16 +300,16 @@ func (f *final) visibilityMap(key pg.PageKey, ours, theirs pg.Page) error {
 	m := Mismatch{LSN: f.at, Record: "final", Page: key.String(), Offset: at, Ours: firstBytes(ours, at), Theirs: firstBytes(theirs, at)}
 	if len(bits.Extra) > 0 {
 		m.Text = fmt.Sprintf("visibility bits that the primary does not have, of heap block %d", bits.Extra[0].Heap)
-		f.run.report.mismatch(m)
+		f.report.mismatch(m)
 		return nil
 	}
-	ok, err := f.run.images.lost.explained(f.ctx, key, f.at, bits.Missing)
+	ok, err := f.pages.Lost(f.ctx, key, bits.Missing)
 	if err != nil {
 		return err
 	}
 	if !ok {
 		m.Text = fmt.Sprintf("visibility bits that only the primary has, of heap block %d, and no record of a database copy explains it", bits.Missing[0].Heap)
-		f.run.report.mismatch(m)
+		f.report.mismatch(m)
 		return nil
 	}
 	f.rep.Tolerated[tolVMMissing]++
@@ -266,8 +318,7 @@ func (f *final) visibilityMap(key pg.PageKey, ours, theirs pg.Page) error {
 
 // onlyOurs looks for what the primary doesn't have.
 func (f *final) onlyOurs() error {
-	s := f.run.store
-	err := s.Relations(f.ctx, branch, f.at, pg.RelFork{}, func(fork pg.RelFork, blocks uint32) error {
+	err := f.pages.Relations(f.ctx, func(fork pg.RelFork, blocks uint32) error {
 		theirs, ok := f.theirs[fork]
 		if fork.Fork == pg.FSMFork || f.unlogged[fork.RelFileLocator] && fork.Fork != pg.InitFork {
 			return nil
@@ -281,23 +332,15 @@ func (f *final) onlyOurs() error {
 		return err
 	}
 	for _, slru := range pg.SLRUs() {
-		if err := s.SLRUSegments(branch, slru, f.at, func(segment, _ uint32) error {
+		for segment := range f.sizes[slru] {
 			if !f.slrus[slruSegment{slru, segment}] {
 				f.differs(slru.Dir()+"/"+pg.SLRUSegmentName(segment), "the primary does not have this segment")
 			}
-			return nil
-		}); err != nil {
-			return err
 		}
 	}
-	for _, kind := range []redo.MetaKind{redo.MetaRelMap, redo.MetaTwoPhase, redo.MetaDatabase} {
-		if err := s.MetaAll(branch, kind, f.at, func(id [2]uint32, _ pg.LSN, _ []byte) error {
-			if !f.objects[objectKey{kind, id}] {
-				f.differs(objectName(kind, id), "the primary does not have it")
-			}
-			return nil
-		}); err != nil {
-			return err
+	for key := range f.values {
+		if !f.objects[key] {
+			f.differs(objectName(key.kind, key.id), "the primary does not have it")
 		}
 	}
 	return nil
@@ -308,10 +351,10 @@ func (f *final) surplus(fork pg.RelFork, theirs, ours uint32) error {
 	page := pg.Page(f.ours[:])
 	for b := theirs; b < ours; b++ {
 		key := pg.PageKey{RelFork: fork, Block: b}
-		if err := f.run.store.Page(f.ctx, branch, key, f.at, page); err != nil {
+		if err := f.pages.Page(f.ctx, key, page); err != nil {
 			var damaged *chunk.DamagedError
 			if errors.As(err, &damaged) {
-				f.run.report.Damaged++
+				f.report.Damaged++
 				continue
 			}
 			return err
@@ -348,10 +391,7 @@ func (f *final) object(b stream.BackupFile, kind redo.MetaKind, id [2]uint32) er
 		return err
 	}
 	f.objects[objectKey{kind, id}] = true
-	ours, _, ok, err := f.run.store.Meta(branch, kind, id, f.at)
-	if err != nil {
-		return err
-	}
+	ours, ok := f.values[objectKey{kind, id}]
 	f.rep.Objects++
 	if !ok {
 		f.differs(objectName(kind, id), "only the primary has it")
@@ -363,8 +403,7 @@ func (f *final) object(b stream.BackupFile, kind redo.MetaKind, id [2]uint32) er
 
 // controlState compares the counters of pg_control with the shutdown checkpoint's.
 func (f *final) controlState() error {
-	ours, theirs := f.run.source.Control, f.control.Copy
-	f.state.Fill(&ours)
+	ours, theirs := f.ourCtl, f.control.Copy
 	c := ours.Copy
 	f.rep.Objects++
 	for _, v := range []struct {
@@ -395,16 +434,7 @@ func (f *final) controlState() error {
 // slru compares one segment. Bytes beyond the next id are not defined: a primary may have them from transactions that crashed.
 func (f *final) slru(b stream.BackupFile, kind pg.File) error {
 	f.slrus[slruSegment{kind.SLRU, kind.Segment}] = true
-	var pages uint32
-	exists := false
-	if err := f.run.store.SLRUSegments(branch, kind.SLRU, f.at, func(segment, n uint32) error {
-		if segment == kind.Segment {
-			pages, exists = n, true
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
+	pages, exists := f.sizes[kind.SLRU][kind.Segment]
 	name := kind.SLRU.Dir() + "/" + pg.SLRUSegmentName(kind.Segment)
 	if !exists {
 		f.differs(name, "only the primary has this segment")
@@ -418,7 +448,7 @@ func (f *final) slru(b stream.BackupFile, kind pg.File) error {
 		clear(ours)
 		clear(theirs)
 		if i < pages {
-			if err := f.run.store.Page(f.ctx, branch, key, f.at, ours); err != nil {
+			if err := f.pages.Page(f.ctx, key, ours); err != nil {
 				f.differs(key.String(), err.Error())
 				continue
 			}
@@ -436,7 +466,7 @@ func (f *final) slru(b stream.BackupFile, kind pg.File) error {
 			f.rep.Tolerated[tolBeyond]++
 			continue
 		}
-		f.run.report.mismatch(Mismatch{LSN: f.at, Record: "final", Page: key.String(), Offset: at, Ours: firstBytes(ours, at), Theirs: firstBytes(theirs, at)})
+		f.report.mismatch(Mismatch{LSN: f.at, Record: "final", Page: key.String(), Offset: at, Ours: firstBytes(ours, at), Theirs: firstBytes(theirs, at)})
 	}
 	return nil
 }
@@ -446,16 +476,16 @@ func (f *final) beyond(slru pg.SLRU, page uint32, offset int) bool {
 	entry := func(perPage, id uint32) bool { return id >= page*perPage && page == id/perPage }
 	switch slru {
 	case pg.Xact:
-		next := f.state.NextXID.XID()
+		next := f.ourCtl.Copy.NextXID.XID()
 		return entry(pg.XactsPerPage, next) && uint32(offset)*4+3 >= next%pg.XactsPerPage
 	case pg.CommitTs:
-		next := f.state.NextXID.XID()
+		next := f.ourCtl.Copy.NextXID.XID()
 		return entry(pg.CommitTsPerPage, next) && uint32(offset)/pg.CommitTsEntrySize >= next%pg.CommitTsPerPage
 	case pg.MultiXactOffsets:
-		next := f.state.NextMulti
+		next := f.ourCtl.Copy.NextMulti
 		return entry(pg.MultiXactOffsetsPerPage, next) && uint32(offset)/4 >= next%pg.MultiXactOffsetsPerPage
 	case pg.MultiXactMembers:
-		next := f.state.NextMultiOffset
+		next := f.ourCtl.Copy.NextMultiOffset
 		group := next % pg.MembersPerPage / pg.MembersPerGroup
 		return entry(pg.MembersPerPage, next) && uint32(offset)/pg.MemberGroupSize > group
 	}

@@ -135,7 +135,8 @@ func (r *run) run(ctx context.Context) error {
 	if r.o.Final == "" {
 		return nil
 	}
-	f := &final{run: r, at: progress.Readable, ctx: ctx}
+	pages := stored{store: r.store, base: r.source.Control, at: progress.Readable, lost: &r.images.lost}
+	f := &final{ctx: ctx, dir: r.o.Final, at: pages.at, pages: pages, report: r.report}
 	return f.compare()
 }
 

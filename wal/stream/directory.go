@@ -119,12 +119,13 @@ func (d *directory) tablespaces() error {
 	if err != nil {
 		return err
 	}
+	below := map[pg.Oid]string{}
 	for _, e := range entries {
 		oid, err := strconv.ParseUint(e.Name(), 10, 32)
 		if err != nil || oid == 0 {
 			continue
 		}
-		location := filepath.Join(dir, e.Name())
+		space, location := Tablespace{Oid: pg.Oid(oid)}, filepath.Join(dir, e.Name())
 		if e.Type()&fs.ModeSymlink != 0 {
 			target, err := os.Readlink(location)
 			if err != nil {
@@ -133,16 +134,17 @@ func (d *directory) tablespaces() error {
 			if !filepath.IsAbs(target) {
 				target = filepath.Join(dir, target)
 			}
-			location = target
+			location, space.Location = target, target
 		}
-		d.info.Tablespaces = append(d.info.Tablespaces, Tablespace{Oid: pg.Oid(oid), Location: location})
+		d.info.Tablespaces = append(d.info.Tablespaces, space)
+		below[space.Oid] = location
 	}
 	sort.Slice(d.info.Tablespaces, func(i, j int) bool { return d.info.Tablespaces[i].Oid < d.info.Tablespaces[j].Oid })
 	for _, s := range d.info.Tablespaces {
 		version := d.info.Major.TablespaceVersionDir()
 		name := fmt.Sprintf("pg_tblspc/%d/%s", s.Oid, version)
 		// PostgreSQL makes the directory with the tablespace: without it there is something else behind the link.
-		if err := d.walk(name, filepath.Join(s.Location, version)); err != nil {
+		if err := d.walk(name, filepath.Join(below[s.Oid], version)); err != nil {
 			return fmt.Errorf("tablespace %d: %w", s.Oid, err)
 		}
 	}

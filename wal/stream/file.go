@@ -27,7 +27,7 @@ type BackupFile struct {
 // Tablespace is a tablespace of a base backup or data directory.
 type Tablespace struct {
 	Oid      pg.Oid `json:"oid"`
-	Location string `json:"location"` // on the server, or the link's target
+	Location string `json:"location"` // on the server, or the link's target; empty for one that lies in pg_tblspc itself
 	Size     int64  `json:"size"`     // bytes, an estimate; 0 if unknown
 }
 
