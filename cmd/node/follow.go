@@ -44,7 +44,6 @@ type follower struct {
 	imported, importTotal int64
 	spool                 *wal.Spool
 	receiver              *stream.Receiver
-	stopped               bool          // run has ended
 	changed               chan struct{} // closed and replaced when st changes
 	idle                  chan struct{} // closed while nothing is followed: detach waits for it
 
