@@ -53,7 +53,6 @@ type branchView struct {
 	Newest           pg.LSN   `json:"newest_lsn"`
 	OldestTime       string   `json:"oldest_time,omitempty"`
 	NewestTime       string   `json:"newest_time,omitempty"`
-	Commits          uint64   `json:"commits"`
 	Holes            []string `json:"holes"`
 	Unproven         []string `json:"unproven"`
 }
@@ -61,7 +60,7 @@ type branchView struct {
 func branchJSON(b *pb.BranchInfo) branchView {
 	v := branchView{
 		Number: b.Number, Alias: b.Alias, Major: b.Major, SystemIdentifier: strconv.FormatUint(b.SystemIdentifier, 10), Timeline: b.Timeline,
-		Oldest: pg.LSN(b.OldestLsn), Newest: pg.LSN(b.NewestLsn), Commits: b.Commits, Holes: append([]string{}, b.Holes...), Unproven: append([]string{}, b.Unproven...),
+		Oldest: pg.LSN(b.OldestLsn), Newest: pg.LSN(b.NewestLsn), Holes: append([]string{}, b.Holes...), Unproven: append([]string{}, b.Unproven...),
 	}
 	if b.OldestTimeUs != nil {
 		v.OldestTime = formatTime(pg.Timestamp(*b.OldestTimeUs))
@@ -87,7 +86,6 @@ func printInfo(w io.Writer, v infoView) error {
 			{"server", fmt.Sprintf("PostgreSQL %d, system identifier %s, timeline %d", b.Major, b.SystemIdentifier, b.Timeline)},
 			{"recoverable from", b.Oldest.String() + "  " + b.OldestTime},
 			{"recoverable to", b.Newest.String() + "  " + b.NewestTime},
-			{"commits", strconv.FormatUint(b.Commits, 10)},
 		}
 		for _, h := range b.Holes {
 			rows = append(rows, []string{"hole", h})

@@ -774,7 +774,6 @@ type BranchInfo struct {
 	NewestTimeUs     *int64                 `protobuf:"fixed64,9,opt,name=newest_time_us,json=newestTimeUs,proto3,oneof" json:"newest_time_us,omitempty"`
 	Holes            []string               `protobuf:"bytes,10,rep,name=holes,proto3" json:"holes,omitempty"`
 	Unproven         []string               `protobuf:"bytes,11,rep,name=unproven,proto3" json:"unproven,omitempty"`
-	Commits          uint64                 `protobuf:"varint,12,opt,name=commits,proto3" json:"commits,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -884,13 +883,6 @@ func (x *BranchInfo) GetUnproven() []string {
 		return x.Unproven
 	}
 	return nil
-}
-
-func (x *BranchInfo) GetCommits() uint64 {
-	if x != nil {
-		return x.Commits
-	}
-	return 0
 }
 
 type CheckRequest struct {
@@ -1142,7 +1134,7 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\vInfoRequest\"]\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x123\n" +
-	"\bbranches\x18\x02 \x03(\v2\x17.everpage.v1.BranchInfoR\bbranches\"\x9f\x03\n" +
+	"\bbranches\x18\x02 \x03(\v2\x17.everpage.v1.BranchInfoR\bbranches\"\x85\x03\n" +
 	"\n" +
 	"BranchInfo\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
@@ -1158,8 +1150,7 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\x0enewest_time_us\x18\t \x01(\x10H\x01R\fnewestTimeUs\x88\x01\x01\x12\x14\n" +
 	"\x05holes\x18\n" +
 	" \x03(\tR\x05holes\x12\x1a\n" +
-	"\bunproven\x18\v \x03(\tR\bunproven\x12\x18\n" +
-	"\acommits\x18\f \x01(\x04R\acommitsB\x11\n" +
+	"\bunproven\x18\v \x03(\tR\bunprovenB\x11\n" +
 	"\x0f_oldest_time_usB\x11\n" +
 	"\x0f_newest_time_us\"\x0e\n" +
 	"\fCheckRequest\"k\n" +
