@@ -3,7 +3,6 @@ package verify
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"everpage/chunk"
 	"everpage/chunk/offline"
 	"everpage/redo"
-	"everpage/wal"
 	"everpage/wal/pg"
 	"everpage/wal/stream"
 )
@@ -83,6 +81,8 @@ const (
 	tolSequence  = "sequence values logged ahead"
 	tolSPGist    = "SP-GiST metapage cache"
 	tolBeyond    = "SLRU bytes beyond the next id"
+	tolMoved     = "tablespace in another place, as in a copied directory"
+	tolOrigin    = "replication origin that nothing was replayed from"
 )
 
 func (f *final) compare() error {
@@ -109,9 +109,11 @@ func (f *final) compare() error {
 	if err := f.controlState(); err != nil {
 		return err
 	}
-	if _, err := stream.Directory(f.ctx, f.dir, f.file); err != nil {
+	info, err := stream.Directory(f.ctx, f.dir, f.file)
+	if err != nil {
 		return err
 	}
+	f.tablespaces(info.Tablespaces)
 	return f.onlyOurs()
 }
 
@@ -125,7 +127,7 @@ func (f *final) load() error {
 		}
 		f.sizes[slru] = segments
 	}
-	for _, kind := range []redo.MetaKind{redo.MetaRelMap, redo.MetaTwoPhase, redo.MetaDatabase} {
+	for _, kind := range []redo.MetaKind{redo.MetaRelMap, redo.MetaTwoPhase, redo.MetaDatabase, redo.MetaTablespace, redo.MetaOrigin} {
 		if err := f.pages.Objects(f.ctx, kind, func(id [2]uint32, value []byte) error {
 			f.values[objectKey{kind, id}] = bytes.Clone(value)
 			return nil
@@ -154,6 +156,8 @@ func (f *final) file(b stream.BackupFile) error {
 		err = f.object(b, redo.MetaRelMap, [2]uint32{kind.Spc, kind.DB})
 	case pg.FileTwoPhase:
 		err = f.object(b, redo.MetaTwoPhase, [2]uint32{kind.XID.XID()})
+	case pg.FileOrigins:
+		err = f.origins(b)
 	case pg.FileVersion:
 		if kind.DB != 0 {
 			err = f.object(b, redo.MetaDatabase, [2]uint32{kind.Spc, kind.DB})
@@ -245,6 +249,10 @@ func (f *final) block(key pg.PageKey, size uint32, theirs pg.Page) error {
 		return nil
 	}
 	kind := kindOf(theirs)
+	if kind == pageHeap && ours.Flags()&^theirs.Flags()&pg.PageAllVisible != 0 {
+		f.differs(key.String(), "ours is marked all-visible, the primary's is not")
+		return nil
+	}
 	image := append(pg.Page{}, theirs...)
 	if kind == pageSequence && kindOf(ours) == pageSequence {
 		maskSequenceValue(ours)
@@ -370,224 +378,4 @@ func (f *final) surplus(fork pg.RelFork, theirs, ours uint32) error {
 		}
 	}
 	return nil
-}
-
-func objectName(kind redo.MetaKind, id [2]uint32) string {
-	switch kind {
-	case redo.MetaRelMap:
-		return fmt.Sprintf("relation map of database %d in tablespace %d", id[1], id[0])
-	case redo.MetaTwoPhase:
-		return fmt.Sprintf("state of prepared transaction %d", id[0])
-	case redo.MetaDatabase:
-		return fmt.Sprintf("PG_VERSION of database %d in tablespace %d", id[1], id[0])
-	}
-	return fmt.Sprintf("object %d %v", kind, id)
-}
-
-// object compares a small file.
-func (f *final) object(b stream.BackupFile, kind redo.MetaKind, id [2]uint32) error {
-	theirs, err := io.ReadAll(b.Reader)
-	if err != nil {
-		return err
-	}
-	f.objects[objectKey{kind, id}] = true
-	ours, ok := f.values[objectKey{kind, id}]
-	f.rep.Objects++
-	if !ok {
-		f.differs(objectName(kind, id), "only the primary has it")
-	} else if at := firstDiff(ours[:min(len(ours), len(theirs))], theirs); len(ours) != len(theirs) || at >= 0 {
-		f.differs(objectName(kind, id), fmt.Sprintf("%d bytes of ours differ from the primary's %d at offset %d", len(ours), len(theirs), at))
-	}
-	return nil
-}
-
-// controlState compares the counters of pg_control with the shutdown checkpoint's.
-func (f *final) controlState() error {
-	ours, theirs := f.ourCtl, f.control.Copy
-	c := ours.Copy
-	f.rep.Objects++
-	for _, v := range []struct {
-		name         string
-		ours, theirs uint64
-	}{
-		{"next transaction id", uint64(c.NextXID), uint64(theirs.NextXID)},
-		{"next OID", uint64(c.NextOid), uint64(theirs.NextOid)},
-		{"next multixact", uint64(c.NextMulti), uint64(theirs.NextMulti)},
-		{"next multixact offset", uint64(c.NextMultiOffset), uint64(theirs.NextMultiOffset)},
-		{"oldest transaction id", uint64(c.OldestXID), uint64(theirs.OldestXID)},
-		{"database of the oldest transaction id", uint64(c.OldestXIDDB), uint64(theirs.OldestXIDDB)},
-		{"oldest multixact", uint64(c.OldestMulti), uint64(theirs.OldestMulti)},
-		{"database of the oldest multixact", uint64(c.OldestMultiDB), uint64(theirs.OldestMultiDB)},
-		{"oldest commit timestamp", uint64(c.OldestCommitTs), uint64(theirs.OldestCommitTs)},
-		{"newest commit timestamp", uint64(c.NewestCommitTs), uint64(theirs.NewestCommitTs)},
-		{"timeline", uint64(c.Timeline), uint64(theirs.Timeline)},
-		{"max_connections", uint64(ours.MaxConnections), uint64(f.control.MaxConnections)},
-		{"wal_level", uint64(ours.WALLevel), uint64(f.control.WALLevel)},
-	} {
-		if v.ours != v.theirs {
-			f.differs("pg_control", fmt.Sprintf("%s: ours %d, the primary's %d", v.name, v.ours, v.theirs))
-		}
-	}
-	return nil
-}
-
-// slru compares one segment. Bytes beyond the next id are not defined: a primary may have them from transactions that crashed.
-func (f *final) slru(b stream.BackupFile, kind pg.File) error {
-	f.slrus[slruSegment{kind.SLRU, kind.Segment}] = true
-	pages, exists := f.sizes[kind.SLRU][kind.Segment]
-	name := kind.SLRU.Dir() + "/" + pg.SLRUSegmentName(kind.Segment)
-	if !exists {
-		f.differs(name, "only the primary has this segment")
-		return nil
-	}
-	f.rep.Objects++
-	n := uint32(b.Size / pg.BlockSize)
-	for i := range max(n, pages) {
-		key := pg.SLRUPage(kind.SLRU, kind.Segment*pg.SLRUPagesPerSegment+i)
-		ours, theirs := pg.Page(f.ours[:]), f.buf
-		clear(ours)
-		clear(theirs)
-		if i < pages {
-			if err := f.pages.Page(f.ctx, key, ours); err != nil {
-				f.differs(key.String(), err.Error())
-				continue
-			}
-		}
-		if i < n {
-			if _, err := io.ReadFull(b.Reader, theirs); err != nil {
-				return err
-			}
-		}
-		at := firstDiff(ours, theirs)
-		if at < 0 {
-			continue
-		}
-		if f.beyond(kind.SLRU, key.Block, at) {
-			f.rep.Tolerated[tolBeyond]++
-			continue
-		}
-		f.report.mismatch(Mismatch{LSN: f.at, Record: "final", Page: key.String(), Offset: at, Ours: firstBytes(ours, at), Theirs: firstBytes(theirs, at)})
-	}
-	return nil
-}
-
-// beyond tells whether an offset of an SLRU page belongs to an id that was not given out yet.
-func (f *final) beyond(slru pg.SLRU, page uint32, offset int) bool {
-	entry := func(perPage, id uint32) bool { return id >= page*perPage && page == id/perPage }
-	switch slru {
-	case pg.Xact:
-		next := f.ourCtl.Copy.NextXID.XID()
-		return entry(pg.XactsPerPage, next) && uint32(offset)*4+3 >= next%pg.XactsPerPage
-	case pg.CommitTs:
-		next := f.ourCtl.Copy.NextXID.XID()
-		return entry(pg.CommitTsPerPage, next) && uint32(offset)/pg.CommitTsEntrySize >= next%pg.CommitTsPerPage
-	case pg.MultiXactOffsets:
-		next := f.ourCtl.Copy.NextMulti
-		return entry(pg.MultiXactOffsetsPerPage, next) && uint32(offset)/4 >= next%pg.MultiXactOffsetsPerPage
-	case pg.MultiXactMembers:
-		next := f.ourCtl.Copy.NextMultiOffset
-		group := next % pg.MembersPerPage / pg.MembersPerGroup
-		return entry(pg.MembersPerPage, next) && uint32(offset)/pg.MemberGroupSize > group
-	}
-	return false
-}
-
-// pageKind is what a page is, told by its special area.
-type pageKind string
-
-const (
-	pageHeap     pageKind = "heap"
-	pageBtree    pageKind = "btree"
-	pageHash     pageKind = "hash"
-	pageGist     pageKind = "gist"
-	pageSPGist   pageKind = "spgist"
-	pageGin      pageKind = "gin"
-	pageBRIN     pageKind = "brin"
-	pageBloom    pageKind = "bloom"
-	pageSequence pageKind = "sequence"
-	pageUnknown  pageKind = "unknown"
-)
-
-func kindOf(p pg.Page) pageKind {
-	sp := int(p.Special())
-	if sp == pg.BlockSize || !p.Valid() {
-		return pageHeap
-	}
-	last := binary.LittleEndian.Uint16(p[pg.BlockSize-2:])
-	switch pg.BlockSize - sp {
-	case 16:
-		switch {
-		case last == 0xFF80:
-			return pageHash
-		case last == 0xFF81:
-			return pageGist
-		case last == 0xFF82:
-			return pageSPGist
-		case last <= 0xFF7F:
-			return pageBtree
-		}
-	case 8:
-		switch {
-		case last == 0xF091, last == 0xF092, last == 0xF093:
-			return pageBRIN
-		case last == 0xFF82:
-			return pageSPGist
-		case last == 0xFF83:
-			return pageBloom
-		case binary.LittleEndian.Uint32(p[sp:]) == 0x1717:
-			return pageSequence
-		}
-		return pageGin
-	}
-	return pageUnknown
-}
-
-var kindRmgrs = map[pageKind]wal.Rmgr{
-	pageHeap: wal.RmHeap, pageBtree: wal.RmBtree, pageHash: wal.RmHash, pageGist: wal.RmGist, pageSPGist: wal.RmSPGist, pageGin: wal.RmGin,
-	pageBRIN: wal.RmBRIN, pageBloom: wal.RmGeneric, pageSequence: wal.RmSequence,
-}
-
-// B-tree: the metapage's vacuum counters are set without WAL. GiST: redo marks deleted tuples, the primary doesn't.
-const (
-	btreeMetaFlag      = 1 << 3
-	btreeMetaCounters  = 28 // offset of btm_last_cleanup_num_delpages behind the page header, 16 bytes with the tuple count
-	gistTuplesDeleted  = 1 << 2
-	sequenceValueBytes = 17 // last_value, log_cnt, is_called
-)
-
-func maskKind(kind pageKind, p pg.Page, key pg.PageKey) error {
-	rmgr, ok := kindRmgrs[kind]
-	if !ok {
-		return fmt.Errorf("a page of a kind that is not known (special area at %d)", p.Special())
-	}
-	sp := int(p.Special())
-	switch kind {
-	case pageBtree:
-		if binary.LittleEndian.Uint16(p[sp+12:])&btreeMetaFlag != 0 {
-			clear(p[pg.PageHeaderSize+btreeMetaCounters : pg.PageHeaderSize+btreeMetaCounters+16])
-		}
-	case pageGist:
-		flags := binary.LittleEndian.Uint16(p[sp+12:])
-		binary.LittleEndian.PutUint16(p[sp+12:], flags&^gistTuplesDeleted)
-	}
-	return redo.Mask(rmgr, p, key)
-}
-
-// maskSequenceValue clears what a sequence logs 32 values ahead, in its only tuple.
-func maskSequenceValue(p pg.Page) {
-	if p.ItemCount() < 1 {
-		return
-	}
-	id := p.Item(1)
-	hoff := int(p[id.Offset()+22])
-	if at := id.Offset() + hoff; at+sequenceValueBytes <= pg.BlockSize {
-		clear(p[at : at+sequenceValueBytes])
-	}
-}
-
-// spgistCacheOnly tells whether two SP-GiST metapages differ in the cache of last used pages only, which is never logged.
-func spgistCacheOnly(a, b pg.Page) bool {
-	const magicEnd = pg.PageHeaderSize + 4
-	lower := int(a.Lower())
-	return a.Lower() == b.Lower() && lower >= magicEnd && bytes.Equal(a[:magicEnd], b[:magicEnd]) && bytes.Equal(a[lower:], b[lower:])
 }

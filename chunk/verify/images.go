@@ -61,8 +61,8 @@ func (r *run) watch(rec *wal.Record, ch *redo.Changes) error {
 	if r.o.Progress != nil {
 		r.o.Progress(rec.End, 0)
 	}
-	if r.o.Strip {
-		return nil
+	if rec.Start == r.shutdown {
+		r.stopped = rec.End
 	}
 	im := &r.images
 	for i := range ch.Pages {

@@ -35,8 +35,13 @@ type Options struct {
 	RunBytes      int64  // of the store; 0: its default
 	Strip         bool   // leave the check images out, as if the primary had not logged them: pages are then compared with Final only
 	Digest        bool   // make Report.Digest
-	// Fault spoils redo's work, for negative controls: it is called before each delta is applied and may change it.
-	Fault    func(d *redo.Delta)
+	// The faults spoil our work, for negative controls. Fault is called before each delta is applied and may change it; it may be called by several
+	// goroutines and many times for one delta, and must do the same each time. FaultChanges may change what a record was understood to change,
+	// FaultRecord the record itself. None may write to the bytes that it is given: it puts others in their place.
+	Fault        func(d *redo.Delta)
+	FaultChanges func(rec *wal.Record, ch *redo.Changes)
+	FaultRecord  func(rec *wal.Record)
+
 	Progress func(at pg.LSN, records uint64)
 	Logger   *slog.Logger
 }
@@ -71,25 +76,6 @@ func Run(ctx context.Context, o Options) (report *Report, err error) {
 	return report, r.run(ctx)
 }
 
-// faulty is redo with a deliberate fault, if there is one.
-type faulty struct {
-	redo.Redoer
-	fault func(d *redo.Delta)
-}
-
-func (f *faulty) Redo(page pg.Page, key pg.PageKey, lsn pg.LSN, init bool, delta []byte) (bool, error) {
-	if f.fault == nil {
-		return f.Redoer.Redo(page, key, lsn, init, delta)
-	}
-	var d redo.Delta
-	if err := redo.DecodeDelta(delta, &d); err != nil {
-		return false, err
-	}
-	d.Major, d.LSN, d.Key = f.Major, lsn, key
-	f.fault(&d)
-	return redo.Apply(page, &d, init)
-}
-
 // run is one verification.
 type run struct {
 	o      Options
@@ -97,9 +83,19 @@ type run struct {
 	store  *chunk.Store
 	source *offline.Source
 	images images
+
+	shutdown pg.LSN // the start of the final directory's last checkpoint
+	stopped  pg.LSN // that record's end, once it was read
 }
 
 func (r *run) run(ctx context.Context) error {
+	if r.o.Final != "" {
+		control, err := offline.ReadControl(r.o.Final)
+		if err != nil {
+			return fmt.Errorf("final: %w", err)
+		}
+		r.shutdown = control.CheckPoint
+	}
 	im, err := r.source.Import(ctx, r.store, branch)
 	if err != nil {
 		return err
@@ -107,6 +103,7 @@ func (r *run) run(ctx context.Context) error {
 	r.report.DamagedInBase = im.Damaged
 	p, err := ingest.Open(r.store, ingest.Options{
 		Branch: branch, Major: r.source.Control.Major, BatchBytes: 256 << 10, Watch: r.watch, Committed: func() error { return r.images.compare(ctx, r) },
+		Touch: r.touch,
 	})
 	if err != nil {
 		return err
@@ -117,7 +114,7 @@ func (r *run) run(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
-	err = p.Drain(ctx, reader)
+	err = p.Drain(ctx, &filtered{reader, r.o})
 	progress := p.Progress()
 	p.Close()
 	r.report.Records, r.report.Start, r.report.End = p.Records, r.source.Redo, progress.Readable
@@ -132,10 +129,27 @@ func (r *run) run(ctx context.Context) error {
 	if err := r.check(ctx); err != nil {
 		return err
 	}
-	if r.o.Final == "" {
+	if r.o.Final != "" {
+		if err := r.final(ctx, progress.Readable); err != nil {
+			return err
+		}
+	}
+	if r.o.Digest {
+		if r.report.Digest, err = Digest(ctx, r.store, branch, digestLSNs(progress.Consistent, progress.Readable)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// final compares with the data directory that was stopped, as of the end of its shutdown checkpoint.
+func (r *run) final(ctx context.Context, end pg.LSN) error {
+	if r.stopped == 0 {
+		r.report.mismatch(Mismatch{LSN: end, Record: "final", Page: "pg_control", Text: fmt.Sprintf(
+			"nothing was compared: %s, and the directory's shutdown checkpoint at %s is not in it", r.report.EndReason, r.shutdown)})
 		return nil
 	}
-	pages := stored{store: r.store, base: r.source.Control, at: progress.Readable, lost: &r.images.lost}
+	pages := stored{store: r.store, base: r.source.Control, at: r.stopped, lost: &r.images.lost}
 	f := &final{ctx: ctx, dir: r.o.Final, at: pages.at, pages: pages, report: r.report}
 	return f.compare()
 }

@@ -19,7 +19,7 @@ func corpus(t *testing.T, major int, which workload.Which) *workload.Files {
 
 func TestMixedCorpusOf15EqualsTheStoppedPrimary(t *testing.T) {
 	files := corpus(t, 15, workload.Mixed)
-	report, err := verify.Run(t.Context(), verify.Options{Base: files.Base, WAL: files.WAL, Final: files.Final})
+	report, err := verify.Run(t.Context(), verify.Options{Base: files.Base, WAL: files.WAL, Final: files.Final, Digest: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,5 +32,6 @@ func TestMixedCorpusOf15EqualsTheStoppedPrimary(t *testing.T) {
 	if report.Compared < 10_000 || report.Final.Pages < 1_000 {
 		t.Errorf("only %d images and %d final pages were compared", report.Compared, report.Final.Pages)
 	}
+	t.Logf("digest %s", report.Digest)
 	t.Logf("%d records, %d images compared, final %+v", report.Records, report.Compared, report.Final)
 }
