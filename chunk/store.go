@@ -101,7 +101,7 @@ func (o *Options) defaults() error {
 		o.SegmentBlocks = pg.SegmentBlocks
 	}
 	if o.MaxChain <= 0 {
-		o.MaxChain = 64
+		o.MaxChain = 200
 	}
 	if o.MaxChainBytes <= 0 {
 		o.MaxChainBytes = 16 << 10
@@ -229,7 +229,7 @@ func (s *Store) pebbleOptions() *pebble.Options {
 		Logger:                      pebbleLog{s},
 		MaxOpenFiles:                500,
 		MemTableSize:                1 << 20,
-		L0CompactionThreshold:       4,
+		L0CompactionThreshold:       8,    // every compaction into the level below writes that again: rarer ones write less, and bloom filters keep reads from many tables cheap
 		L0StopWritesThreshold:       1000, // runs wait in flushLoop instead
 		LBaseMaxBytes:               128 << 20,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 2 },
@@ -252,7 +252,7 @@ func (s *Store) pebbleOptions() *pebble.Options {
 	o.Experimental.SpanPolicyFunc = func([]byte) (pebble.SpanPolicy, []byte, error) {
 		return pebble.SpanPolicy{ValueStoragePolicy: pebble.ValueStorageLowReadLatency}, nil, nil
 	}
-	compression := block.SnappyCompression
+	compression := block.FastestCompression
 	if s.opt.testCompression != nil {
 		compression = s.opt.testCompression
 	}
