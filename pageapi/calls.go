@@ -12,11 +12,14 @@ import (
 
 // This file has the client's calls that are not reads of pages. Any node answers them.
 
+// timeoutMS is how long a node may wait: less than we do, so that its error, which says what is missing, arrives before our own.
 func timeoutMS(ctx context.Context) uint32 {
-	if deadline, ok := ctx.Deadline(); ok {
-		return uint32(max(1, time.Until(deadline).Milliseconds()-50)) // so that the node's error arrives before our own
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return 0
 	}
-	return 0
+	left := time.Until(deadline)
+	return uint32(max(1, (left - max(left/10, min(left/2, 50*time.Millisecond))).Milliseconds()))
 }
 
 // RelSize is the number of blocks of a fork.

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -241,10 +240,7 @@ func (c *Client) ask(ctx context.Context, n *node, at Position, rel pg.RelFork, 
 		return 0, err
 	}
 	s.lastID++
-	req := &pb.GetPagesRequest{Id: s.lastID, At: positionToWire(at), Rel: relToWire(rel), Blocks: blocks, MapEpoch: epoch}
-	if deadline, ok := ctx.Deadline(); ok {
-		req.TimeoutMs = uint32(max(1, time.Until(deadline).Milliseconds()))
-	}
+	req := &pb.GetPagesRequest{Id: s.lastID, At: positionToWire(at), Rel: relToWire(rel), Blocks: blocks, MapEpoch: epoch, TimeoutMs: timeoutMS(ctx)}
 	stop := context.AfterFunc(ctx, s.cancel)
 	resp, err := s.exchange(req)
 	if !stop() || err != nil {

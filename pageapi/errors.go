@@ -87,6 +87,9 @@ func fromGRPC(address string, err error) error {
 		return nil
 	}
 	s, ok := status.FromError(err)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return Errorf(Unavailable, "node %s did not answer in time", address)
+	}
 	if !ok {
 		return Errorf(CodeOf(err), "%s: %w", address, err)
 	}

@@ -84,8 +84,8 @@ func printChecks(w io.Writer, checks []*pb.Preflight) error {
 
 func printWarnings(w io.Writer, checks []*pb.Preflight) {
 	for _, c := range checks {
-		if c.Level == "warning" {
-			fmt.Fprintf(w, "warning: %s: %s\n", c.Name, c.Message)
+		if c.Level != "ok" {
+			fmt.Fprintf(w, "%s: %s: %s\n", c.Level, c.Name, c.Message)
 		}
 	}
 }

@@ -28,6 +28,17 @@ func (f *follower) attach(ctx context.Context, conninfo string) error {
 	if err := server.CheckSource(); err != nil {
 		return err
 	}
+	f.deciding.Lock()
+	defer f.deciding.Unlock()
+	f.mu.Lock()
+	kept := f.st.Conninfo == "" && f.st.SystemIdentifier == server.SystemID && !f.needsImport()
+	f.mu.Unlock()
+	if kept {
+		// A history that was kept goes on. Detaching has dropped the slot; whether the primary still has the WAL in between, the receiver sees.
+		if err := f.ensureSlot(ctx, conninfo, slot); err != nil {
+			return err
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.st.SystemIdentifier != 0 && f.st.SystemIdentifier != server.SystemID {
@@ -52,9 +63,14 @@ func (f *follower) change(next state) error {
 	}
 	f.st = next
 	f.n.redoer.set(next.Major)
+	f.wake()
+	return nil
+}
+
+// wake makes run look at the state again. The caller holds mu.
+func (f *follower) wake() {
 	close(f.changed)
 	f.changed = make(chan struct{})
-	return nil
 }
 
 func (f *follower) identify(ctx context.Context, conninfo string) (server stream.Server, where string, err error) {
@@ -83,24 +99,20 @@ const detachTimeout = 10 * time.Second
 
 // detach stops following, drops our slot and, unless keep, the history.
 func (f *follower) detach(ctx context.Context, keep bool) (*pb.DetachResponse, error) {
+	f.deciding.Lock()
+	defer f.deciding.Unlock()
 	f.mu.Lock()
 	st := f.st
 	if st.Conninfo == "" && (keep || st.SystemIdentifier == 0) {
 		f.mu.Unlock()
 		return nil, fmt.Errorf("%w: no primary is attached", errState)
 	}
-	next := st
-	next.Conninfo = ""
-	err := f.change(next)
+	f.st.Conninfo = ""
+	f.wake()
 	idle := f.idle
 	f.mu.Unlock()
-	if err != nil {
+	if err := f.leave(ctx, idle, st); err != nil {
 		return nil, err
-	}
-	select { // until the receiver has let go of the slot
-	case <-idle:
-	case <-ctx.Done():
-		return nil, ctx.Err()
 	}
 	resp := &pb.DetachResponse{}
 	if st.Conninfo != "" {
@@ -114,6 +126,28 @@ func (f *follower) detach(ctx context.Context, keep bool) (*pb.DetachResponse, e
 		return resp, nil
 	}
 	return resp, f.forget()
+}
+
+// leave ends following for good, once what was received is in the store durably: nobody will feed it again from the spool. On an error st is followed again.
+func (f *follower) leave(ctx context.Context, idle <-chan struct{}, st state) error {
+	err := func() error {
+		select { // until the receiver has let go of the slot
+		case <-idle:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		return f.n.store.Flush()
+	}()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil {
+		err = f.st.save(f.n.cfg.Data)
+	}
+	if err != nil {
+		f.st.Conninfo = st.Conninfo
+		f.wake()
+	}
+	return err
 }
 
 func dropSlot(ctx context.Context, st state) error {
@@ -225,8 +259,8 @@ func (f *follower) diskCheck(database int64) *pb.Preflight {
 	c.Message = fmt.Sprintf("the base backup has %d MB, the spool keeps up to %d MB of WAL, %d MB are free in %s; history grows with the WAL",
 		database>>20, f.n.cfg.SpoolKeep>>20, free>>20, f.n.cfg.Data)
 	c.Level = levelOK
-	if free < need {
-		c.Level, c.Remedy = levelError, fmt.Sprintf("make at least %d MB free, or give the node another --data", (need-free)>>20)
+	if free < need { // an estimate: pages are compressed, and WAL comes slowly or fast
+		c.Level, c.Remedy = levelWarning, fmt.Sprintf("make at least %d MB free, or give the node another --data", (need-free)>>20)
 	}
 	return c
 }

@@ -20,12 +20,13 @@ import (
 
 // The states of following, as status shows them.
 const (
-	stateDetached  = "detached"
-	stateImporting = "importing"
-	stateCatching  = "catching up"
-	stateStreaming = "streaming"
-	stateWaiting   = "waiting" // for the next try; the message says why
-	stateStopped   = "stopped" // until someone decides; the message says what. Reads go on
+	stateDetached   = "detached"
+	stateConnecting = "connecting"
+	stateImporting  = "importing"
+	stateCatching   = "catching up"
+	stateStreaming  = "streaming"
+	stateWaiting    = "waiting" // for the next try; the message says why
+	stateStopped    = "stopped" // until someone decides; the message says what. Reads go on
 )
 
 // errState says that a command doesn't fit the state that the node is in.
@@ -35,6 +36,8 @@ var errState = errors.New("not possible now")
 type follower struct {
 	n   *Node
 	log *slog.Logger
+
+	deciding sync.Mutex // one attach or detach at a time; taken before mu
 
 	mu                    sync.Mutex
 	st                    state
@@ -60,11 +63,18 @@ func newFollower(n *Node, st state) *follower {
 // run follows whatever is attached until ctx ends.
 func (f *follower) run(ctx context.Context) error {
 	for {
+		// Under the lock at once: whoever takes Conninfo away knows whether to wait for idle.
 		f.mu.Lock()
 		st, changed := f.st, f.changed
+		idle := make(chan struct{})
+		f.idle = idle
+		f.current, f.message = stateConnecting, ""
+		if st.Conninfo == "" {
+			close(idle)
+			f.current = stateDetached
+		}
 		f.mu.Unlock()
 		if st.Conninfo == "" {
-			f.set(stateDetached, "")
 			// What was received before a detach stays readable; there is nothing to do.
 			select {
 			case <-ctx.Done():
@@ -74,6 +84,7 @@ func (f *follower) run(ctx context.Context) error {
 			continue
 		}
 		f.followUntil(ctx, st, changed)
+		close(idle)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -82,11 +93,6 @@ func (f *follower) run(ctx context.Context) error {
 
 // followUntil follows one primary until the state changes or ctx ends, trying again after whatever goes wrong.
 func (f *follower) followUntil(ctx context.Context, st state, changed <-chan struct{}) {
-	idle := make(chan struct{})
-	f.mu.Lock()
-	f.idle = idle
-	f.mu.Unlock()
-	defer close(idle)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watching := make(chan struct{})

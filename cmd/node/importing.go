@@ -151,6 +151,9 @@ func (f *follower) finishImport(ctx context.Context, spool *wal.Spool, p *pendin
 		if err != nil {
 			return err
 		}
-		return p.im.Finish(p.checkpoint, body, p.end)
+		if err := p.im.Finish(p.checkpoint, body, p.end); err != nil {
+			return err
+		}
+		return f.n.store.Flush() // a crash from here on needs no other base backup
 	}
 }

@@ -27,8 +27,8 @@ func (f *follower) ingest(ctx context.Context, spool *wal.Spool, pending *pendin
 		if !errors.Is(err, chunk.ErrFull) {
 			return err
 		}
-		// The disk is full or fails. What is stored is still read; the WAL waits in the spool.
-		f.warnOnce("the store can't write: " + err.Error())
+		// The disk is full or fails, which status tells as long as it lasts. What is stored is still read; the WAL waits in the spool.
+		f.log.Error("the store can't write", "error", err)
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -80,19 +80,6 @@ func newSpoolReader(spool *wal.Spool, st state) (*wal.Reader, error) {
 	return wal.NewReader(spool.DurableWAL(), wal.ReaderOptions{
 		SegmentSize: wal.SegmentSize(st.WALSegmentSize), Major: st.Major, SystemID: st.SystemIdentifier, History: &st.History, Growing: true,
 	})
-}
-
-// warnOnce adds a warning unless it stands there already.
-func (f *follower) warnOnce(text string) {
-	f.mu.Lock()
-	for _, w := range f.warnings {
-		if w == text {
-			f.mu.Unlock()
-			return
-		}
-	}
-	f.mu.Unlock()
-	f.warn(text)
 }
 
 // trimEvery is how often WAL is removed from the spool.

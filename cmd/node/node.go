@@ -59,6 +59,9 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	if err != nil {
 		return err
 	}
+	if p, ok := n.store.Progress(mainBranch); ok && p.Start != 0 && st.SystemIdentifier == 0 {
+		return fmt.Errorf("%s does not say what the history in %s is of: it was replaced or lost; put it back, or take an empty --data and attach anew", statePath(cfg.Data), cfg.Data)
+	}
 	n.redoer.set(st.Major)
 	n.follow = newFollower(n, st)
 

@@ -39,10 +39,11 @@ func run(m *testing.M) int {
 // patience bounds whatever a test waits for: it is only reached when something is wrong.
 const patience = 90 * time.Second
 
-// newNode starts a node on an empty data directory. It is killed with the test.
+// newNode starts a node on an empty data directory, with chunks of 16 blocks, so that small relations cross chunks and shards. It is killed with the test.
 func newNode(t *testing.T, args ...string) *nodetest.Node {
 	t.Helper()
-	return nodetest.New(t, nodetest.Config{Binary: everpage, Data: filepath.Join(t.TempDir(), "node"), Args: args})
+	return nodetest.New(t, nodetest.Config{Binary: everpage, Data: filepath.Join(t.TempDir(), "node"),
+		Args: append([]string{"--segment-blocks", "16"}, args...)})
 }
 
 // newPrimary starts a server that may be followed.
@@ -144,6 +145,29 @@ func newClient(t *testing.T, n *nodetest.Node) *pageapi.Client {
 	}
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// compareStopped stops the server cleanly and compares every block of every relation fork, every SLRU segment and the rest with what the node serves.
+func compareStopped(t *testing.T, n *nodetest.Node, s *pgtest.Server) {
+	t.Helper()
+	caughtUp(t, n, s)
+	if err := s.Stop(t.Context(), pgtest.Fast); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	r, err := nodetest.CompareStopped(ctx, n.Address(), s.DataDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.OK() || r.Final.Pages == 0 || r.Final.Objects == 0 {
+		t.Errorf("the stopped primary differs: %d mismatches, %d damaged pages, %d pages and %d objects compared", r.Mismatches, r.Damaged, r.Final.Pages, r.Final.Objects)
+		for _, m := range r.Found {
+			t.Errorf("%+v", m)
+		}
+		return
+	}
+	t.Logf("compared with the stopped primary at %s: %d pages, %d identical, %d objects, tolerated %v", r.End, r.Final.Pages, r.Final.Identical, r.Final.Objects, r.Final.Tolerated)
 }
 
 // refused runs a command that has to fail with an exit code and all of the texts in its message.
