@@ -105,7 +105,7 @@ func (w *Writer) at(lsn pg.LSN) error {
 	} else if w.replay != nil {
 		w.replay, w.hasLast = nil, false
 	}
-	if w.replay != nil && len(w.replay) > maxSizes {
+	if len(w.replay) > maxSizes {
 		clear(w.replay)
 		w.hasLast = false
 	} else if len(w.b.sizes) > maxSizes {

@@ -1,7 +1,6 @@
 package redo_test
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -128,5 +127,5 @@ func TestStateAfterWraparound(t *testing.T) {
 			t.Errorf("no record %s", name)
 		}
 	}
-	t.Log(fmt.Sprintf("next xid %x, next multixact %d, next member %d", c.state.NextXID, c.state.NextMulti, c.state.NextMultiOffset))
+	t.Logf("next xid %x, next multixact %d, next member %d", c.state.NextXID, c.state.NextMulti, c.state.NextMultiOffset)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -173,7 +174,7 @@ func (f *follower) followOnce(ctx context.Context, st state) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return receiver.Run(ctx) })
 	g.Go(func() error { return f.ingest(ctx, spool, pending, receiver.Notify) })
-	g.Go(func() error { return f.trim(ctx, spool) })
+	g.Go(func() error { return f.tend(ctx, spool) })
 	return g.Wait()
 }
 
@@ -227,7 +228,7 @@ func (f *follower) warn(text string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	const maxWarnings = 20
-	if len(f.warnings) < maxWarnings {
+	if len(f.warnings) < maxWarnings && !slices.Contains(f.warnings, text) {
 		f.warnings = append(f.warnings, text)
 	}
 }

@@ -82,21 +82,35 @@ func newSpoolReader(spool *wal.Spool, st state) (*wal.Reader, error) {
 	})
 }
 
-// trimEvery is how often WAL is removed from the spool.
-const trimEvery = 10 * time.Second
+// tendEvery is how often the store and the spool are looked after.
+const tendEvery = 10 * time.Second
 
-// trim removes WAL that the store has made durable, but for the last Config.SpoolKeep bytes.
-func (f *follower) trim(ctx context.Context, spool *wal.Spool) error {
-	tick := time.NewTicker(trimEvery)
+// tend makes the store durable while nothing is written, since a run in memory leaves it by itself only when it is full, and removes WAL that the store has
+// made durable from the spool, but for the last Config.SpoolKeep bytes.
+func (f *follower) tend(ctx context.Context, spool *wal.Spool) error {
+	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()
+	var seen pg.LSN
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
 		}
-		durable, ok := f.n.store.Durable(mainBranch)
-		if !ok || uint64(durable.Resume) <= f.n.cfg.SpoolKeep {
+		progress, ok := f.n.store.Progress(mainBranch)
+		if !ok || progress.Consistent == 0 {
+			continue
+		}
+		durable, _ := f.n.store.Durable(mainBranch)
+		if progress.Resume == seen && durable.Resume < seen {
+			if err := f.n.store.Flush(); err != nil {
+				f.warn("the store can't write: " + err.Error())
+				continue
+			}
+			durable, _ = f.n.store.Durable(mainBranch)
+		}
+		seen = progress.Resume
+		if uint64(durable.Resume) <= f.n.cfg.SpoolKeep {
 			continue
 		}
 		if _, err := spool.Trim(durable.Resume - pg.LSN(f.n.cfg.SpoolKeep)); err != nil {

@@ -50,6 +50,10 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	n.store, err = chunk.Open(chunk.Options{
 		Dir: filepath.Join(cfg.Data, storeDir), Redoer: n.redoer, Logger: cfg.Logger, CacheBytes: cfg.CacheBytes, RunBytes: cfg.RunBytes,
 		SegmentBlocks: cfg.SegmentBlocks, Checksum: pg.Checksum,
+		Fatal: func(msg string) {
+			cfg.Logger.Error("the store can't go on; what was acknowledged is in the spool and is read again at the next start", "reason", msg)
+			os.Exit(1)
+		},
 	})
 	if err != nil {
 		return err
