@@ -178,26 +178,8 @@ func (s *Spool) findEnd(numbers []uint64) (end, prev pg.LSN, err error) {
 		if err != nil {
 			return 0, 0, err
 		}
-		if rec.Rmgr == RmXLOG && rec.Op() == opSwitch && !src.wholeTail(rec) {
-			return end, prev, nil
-		}
 		end, prev = rec.End, rec.Start
 	}
-}
-
-// wholeTail tells whether the empty pages behind a switch are all there: no record's CRC covers them, and a crash can lose any of them.
-func (c *recoverySource) wholeTail(rec *Record) bool {
-	var b [ShortPageHeaderSize]byte
-	for page := rec.Start&^(pg.BlockSize-1) + pg.BlockSize; page < rec.End; page += pg.BlockSize {
-		n, err := c.ReadWAL(b[:], page)
-		if err != nil || n < len(b) {
-			return false
-		}
-		if h := parseShort(b[:]); h.Magic != c.s.opts.Major.PageMagic() || h.Address != page {
-			return false
-		}
-	}
-	return true
 }
 
 // cut makes the WAL end at end, in segment number: what the file holds behind it becomes zeros.

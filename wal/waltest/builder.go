@@ -196,13 +196,10 @@ func (b *Builder) header(flags uint16, remaining uint32) {
 	b.data = h.Append(b.data)
 }
 
-// fillSegment writes empty pages to the end of the segment.
+// fillSegment writes zeros to the end of the segment: a server clears even the page headers behind a switch (CopyXLogRecordToWAL).
 func (b *Builder) fillSegment() {
-	for b.opts.SegmentSize.Offset(b.End()) != 0 {
-		if b.End()%pg.BlockSize == 0 {
-			b.header(0, 0)
-		}
-		b.data = append(b.data, make([]byte, pg.BlockSize-b.End()%pg.BlockSize)...)
+	if offset := b.opts.SegmentSize.Offset(b.End()); offset != 0 {
+		b.data = append(b.data, make([]byte, uint32(b.opts.SegmentSize)-offset)...)
 	}
 }
 
