@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"everpage/pageapi/datadir"
 	"everpage/wal/pg"
 )
 
-// Snapshot reads a whole branch at one LSN through a client: it is the source of data directories. It may be used by many goroutines.
+// Snapshot reads a whole branch at one LSN through a client: it is the source of data directories. It may be used by many goroutines. A node that is
+// away for a while, as for a restart, is waited for: what is read takes long and is the same afterwards.
 type Snapshot struct {
 	client *Client
 	pos    Position
@@ -95,8 +97,37 @@ func (s *Snapshot) ReadBlocks(ctx context.Context, fork pg.RelFork, first pg.Blo
 	for i := range blocks {
 		blocks[i] = first + uint32(i)
 	}
-	_, err := s.client.Pages(ctx, s.pos, fork, blocks, dst)
-	return err
+	return patiently(ctx, func() error {
+		_, err := s.client.Pages(ctx, s.pos, fork, blocks, dst)
+		return err
+	})
+}
+
+const (
+	awayFor   = time.Minute // how long a node may not answer before a snapshot gives up
+	retryWait = 200 * time.Millisecond
+)
+
+// patiently calls read again while no node answers.
+func patiently(ctx context.Context, read func() error) error {
+	var timer *time.Timer
+	for began := time.Now(); ; {
+		err := read()
+		if CodeOf(err) != Unavailable || ctx.Err() != nil || time.Since(began) > awayFor {
+			return err
+		}
+		if timer == nil {
+			timer = time.NewTimer(retryWait)
+			defer timer.Stop()
+		} else {
+			timer.Reset(retryWait)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-timer.C:
+		}
+	}
 }
 
 // readSLRU copies pages out of their segments; pages past a segment's end are zero.
@@ -123,7 +154,11 @@ func (s *Snapshot) segment(ctx context.Context, key slruSegment) ([]byte, error)
 	if b, ok := s.segments[key]; ok {
 		return b, nil
 	}
-	b, err := s.client.SLRUSegment(ctx, s.pos, key.slru, key.number)
+	var b []byte
+	err := patiently(ctx, func() (err error) {
+		b, err = s.client.SLRUSegment(ctx, s.pos, key.slru, key.number)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}

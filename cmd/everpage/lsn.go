@@ -14,12 +14,15 @@ import (
 func newLSN(g *globals) *cobra.Command {
 	var at targetFlags
 	c := &cobra.Command{
-		Use:   "lsn --time T | --xid X | --name N",
+		Use:   "lsn {--time T | --xid X | --name N} [--before]",
 		Short: "Which LSN a time, a transaction or a restore point is, with the commits beside it",
 		Long: `Which LSN a time, a transaction or a restore point is, with the commits beside it.
 
 --time T is the start of the first commit or abort record, in WAL order, whose time is after T (with --before: at or after T). --xid X is the end of
-its commit record (with --before: its start). A target past the last commit is clamped to the newest readable LSN, and said so.`,
+its commit record, --name N that of the restore point (with --before: its start). A time past the last commit is clamped to the newest readable
+LSN, and said so. Without a target the newest readable LSN is printed.
+
+All of the database is as it was before everything that is listed as "after".`,
 		Example: `  everpage lsn --time '2026-03-01 12:00:00+00'
   everpage lsn --xid 4711 --before`,
 		Args: cobra.NoArgs,
@@ -53,7 +56,7 @@ func printResolution(w io.Writer, r *pageapi.Resolution) error {
 	rows := [][]string{{"", "START", "END", "WHAT", "XID", "TIME"}}
 	for _, e := range r.Around {
 		where := "before"
-		if e.Start >= r.LSN {
+		if e.End > r.LSN {
 			where = "after"
 		}
 		what, xid := e.Kind, strconv.FormatUint(uint64(e.XID), 10)

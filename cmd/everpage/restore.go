@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,13 +23,16 @@ func newRestore(g *globals) *cobra.Command {
 	var allowMissing bool
 	var workers int
 	c := &cobra.Command{
-		Use:   "restore DIR [--lsn L | --time T | --xid X | --name N] [--before]",
+		Use:   "restore DIR [--lsn L | --time T | --xid X | --name N]",
 		Short: "Write a data directory as of any moment, on which a stock PostgreSQL starts at once",
 		Long: `Write a data directory as of any moment. A stock PostgreSQL of the same major starts on it at once, without recovery, as after a clean shutdown.
 Transactions that were open then count as rolled back; prepared ones can be committed.
 
 DIR must be absent or empty. Tablespaces go to DIR.tablespaces/OID unless --tablespace-mapping names another place, never to where the primary has them.
-Without a target the newest readable LSN is restored. pg_control is written last: after an interruption no server starts on DIR.`,
+Without a target the newest readable LSN is restored. pg_control is written last: after an interruption no server starts on DIR.
+
+Archiving, standbys and subscriptions of the primary are switched off in the copy's postgresql.auto.conf, and it listens on localhost only.
+PostgreSQL refuses root. What root restores therefore belongs to the owner of DIR, or of the directory that DIR is made in.`,
 		Example: `  everpage restore /srv/before-the-accident --time '2026-03-01 12:00:00+00'
   everpage restore /srv/before-the-delete --xid 4711 --before
   everpage restore /srv/copy --lsn 0/16B3740 --tablespace-mapping /mnt/fast=/mnt/copy`,
@@ -45,9 +49,9 @@ Without a target the newest readable LSN is restored. pg_control is written last
 		},
 	}
 	at.allFlags(c.Flags())
-	c.Flags().StringArrayVar(&mappings, "tablespace-mapping", nil, "`OLD=NEW` location of a tablespace; may be repeated")
-	c.Flags().BoolVar(&allowMissing, "allow-missing", false, "leave out damaged indexes, marked invalid, and exit with 1")
-	c.Flags().IntVar(&workers, "jobs", 4, "files written at a time")
+	c.Flags().StringArrayVar(&mappings, "tablespace-mapping", nil, "`OLD=NEW`: put the tablespace that the primary has in OLD into NEW; may be repeated")
+	c.Flags().BoolVar(&allowMissing, "allow-missing", false, "leave out damaged indexes, marked invalid, and exit with 1 (without it nothing is written then)")
+	c.Flags().IntVar(&workers, "jobs", 4, "`files` written at a time")
 	return c
 }
 
@@ -66,6 +70,7 @@ type restored struct {
 	Dir       string   `json:"dir"`
 	LSN       pg.LSN   `json:"lsn"`
 	Note      string   `json:"note,omitempty"`
+	Last      *ending  `json:"last_transaction,omitempty"`
 	Timeline  uint32   `json:"timeline"`
 	Major     pg.Major `json:"major"`
 	Files     int      `json:"files"`
@@ -76,9 +81,30 @@ type restored struct {
 	StartWith string   `json:"start_with"`
 }
 
+// ending is the last transaction that the restored server knows the end of.
+type ending struct {
+	Kind string   `json:"kind"`
+	XID  uint32   `json:"xid"`
+	End  pg.LSN   `json:"end_lsn"`
+	Time jsonTime `json:"time"`
+}
+
+// jsonTime is a time as PostgreSQL prints it.
+type jsonTime pg.Timestamp
+
+func (t jsonTime) MarshalText() ([]byte, error) { return []byte(formatTime(pg.Timestamp(t))), nil }
+
 func (r *restore) run(ctx context.Context, w io.Writer) error {
 	began := time.Now()
 	dir, err := filepath.Abs(r.dir)
+	if err != nil {
+		return err
+	}
+	// Before a timeline is reserved for what cannot be written.
+	if err := datadir.CheckEmpty(dir); err != nil {
+		return err
+	}
+	owner, err := ownerOf(dir)
 	if err != nil {
 		return err
 	}
@@ -88,20 +114,30 @@ func (r *restore) run(ctx context.Context, w io.Writer) error {
 	}
 	p := newProgress(os.Stderr, r.g.quiet)
 	err = datadir.Write(ctx, tree, dir, datadir.WriteOptions{
-		Workers: r.workers, Every: 200 * time.Millisecond,
+		Workers: r.workers, Every: 200 * time.Millisecond, Owner: owner.Owner,
 		Progress: func(d datadir.Progress) {
 			p.show("restoring", d.Bytes, d.TotalBytes, fmt.Sprintf("%d of %d files", d.Files, d.TotalFiles))
 		},
 	})
 	p.done()
+	if incomplete, ok := errors.AsType[*datadir.IncompleteError](err); ok && ctx.Err() != nil {
+		incomplete.Err = errors.New("interrupted")
+		return incomplete
+	}
 	if err != nil {
 		return err
 	}
 	v := restored{
 		Dir: dir, LSN: tree.At, Note: resolution.Note, Timeline: tree.Timeline, Major: tree.Major, Files: tree.Files, Bytes: tree.Bytes,
 		Seconds: time.Since(began).Seconds(), Missing: []string{}, Notes: append([]string{}, tree.Notes...),
-		StartWith: fmt.Sprintf("pg_ctl -D %s start", dir),
+		StartWith: fmt.Sprintf("pg_ctl -D %s start", shellQuote(dir)),
 	}
+	for _, e := range resolution.Around {
+		if e.End <= tree.At {
+			v.Last = &ending{e.Kind, e.XID, e.End, jsonTime(e.Time)}
+		}
+	}
+	v.Notes = append(v.Notes, ownerNote(tree, dir, owner)...)
 	for _, m := range tree.Missing {
 		v.Missing = append(v.Missing, fmt.Sprintf("%s %s (%s): %v", m.Kind, m.Name, m.Path, m.Err))
 	}
@@ -138,6 +174,10 @@ func (r *restore) plan(ctx context.Context, dir string) (*datadir.Tree, *pageapi
 	if err != nil {
 		return nil, nil, err
 	}
+	// What surrounds the target is known only now that it has been received.
+	if found, err := r.client.Resolve(short, pageapi.Target{Branch: pos.Branch, LSN: src.LSN()}); err == nil {
+		resolution.Around = found.Around
+	}
 	reserved, err := admin.ReserveTimeline(short, &pb.ReserveTimelineRequest{})
 	if err != nil {
 		return nil, nil, pageapi.CallError(address, err)
@@ -156,8 +196,11 @@ func (r *restore) plan(ctx context.Context, dir string) (*datadir.Tree, *pageapi
 
 func printRestored(w io.Writer, v restored) error {
 	fmt.Fprintf(w, "restored PostgreSQL %d at %s to %s: %d files, %s in %.1f s, timeline %d\n", v.Major, v.LSN, v.Dir, v.Files, size(v.Bytes), v.Seconds, v.Timeline)
+	if v.Last != nil {
+		fmt.Fprintf(w, "the last %s in it is transaction %d at %s\n", v.Last.Kind, v.Last.XID, formatTime(pg.Timestamp(v.Last.Time)))
+	}
 	if v.Note != "" {
-		fmt.Fprintln(w, v.Note)
+		fmt.Fprintln(w, "note:", v.Note)
 	}
 	for _, n := range v.Notes {
 		fmt.Fprintln(w, "note:", n)

@@ -21,17 +21,17 @@ type targetFlags struct {
 
 // readFlags are the target flags of reads: an LSN or a time.
 func (t *targetFlags) readFlags(f *pflag.FlagSet) {
-	f.StringVar(&t.lsn, "lsn", "", "read at this `LSN`: after every record that ends at or before it (default: the newest readable)")
-	f.StringVar(&t.time, "time", "", "read at this `timestamp`: before the first commit or abort after it")
+	f.StringVar(&t.lsn, "lsn", "", "at this `LSN`: after every record that ends at or before it (default: the newest readable)")
+	f.StringVar(&t.time, "time", "", "at this `timestamp`: before the first commit or abort, in WAL order, that is later")
 	f.StringVar(&t.branch, "branch", "main", "branch `number`, or main")
 }
 
 // allFlags are the target flags of restore.
 func (t *targetFlags) allFlags(f *pflag.FlagSet) {
 	t.readFlags(f)
-	f.StringVar(&t.xid, "xid", "", "the end of this transaction's commit")
-	f.StringVar(&t.name, "name", "", "a restore point made by pg_create_restore_point")
-	f.BoolVar(&t.before, "before", false, "leave the target itself out")
+	f.StringVar(&t.xid, "xid", "", "right after this `transaction` committed or was rolled back")
+	f.StringVar(&t.name, "name", "", "at the first restore point of this `name`, made by pg_create_restore_point()")
+	f.BoolVar(&t.before, "before", false, "leave the target itself out: right before the commit, the restore point, the record that ends at the LSN")
 }
 
 func (t *targetFlags) target() (pageapi.Target, error) {
@@ -109,7 +109,8 @@ func parseBranch(s string) (uint32, error) {
 // timeLayouts are the forms of timestamptz that are read. A time without a zone is local time, as in psql.
 var timeLayouts = []string{
 	"2006-01-02 15:04:05.999999999Z07:00", "2006-01-02 15:04:05.999999999-07", "2006-01-02 15:04:05.999999999-0700",
-	"2006-01-02 15:04:05.999999999 -0700", "2006-01-02 15:04:05.999999999 UTC", "2006-01-02 15:04Z07:00", "2006-01-02 15:04-07",
+	"2006-01-02 15:04:05.999999999 Z07:00", "2006-01-02 15:04:05.999999999 -07", "2006-01-02 15:04:05.999999999 -0700",
+	"2006-01-02 15:04Z07:00", "2006-01-02 15:04-07", "2006-01-02 15:04 Z07:00", "2006-01-02 15:04 -07",
 }
 
 var localLayouts = []string{"2006-01-02 15:04:05.999999999", "2006-01-02 15:04", "2006-01-02"}
@@ -119,7 +120,11 @@ func parseTime(s string) (time.Time, error) {
 	if len(text) > 10 && (text[10] == 'T' || text[10] == 't') {
 		text = text[:10] + " " + text[11:]
 	}
-	text = strings.TrimSuffix(strings.TrimSuffix(text, " Z"), " GMT")
+	for _, utc := range []string{" UTC", " GMT", "z"} {
+		if head, ok := strings.CutSuffix(text, utc); ok {
+			text = head + "Z"
+		}
+	}
 	for _, l := range timeLayouts {
 		if t, err := time.Parse(l, text); err == nil {
 			return t, nil

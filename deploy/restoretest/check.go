@@ -166,19 +166,27 @@ func (h *History) compare(ctx context.Context, s, stock *pgtest.Server, res *Res
 	if !slices.Equal(res.Prepared, theirs) {
 		return fmt.Errorf("prepared transactions differ: restored %q, stock %q", res.Prepared, theirs)
 	}
+	// PostgreSQL 15 does not write the init fork of an unlogged sequence to disk before the end of recovery copies it: a promoted server reads such
+	// sequences as empty until the next crash copies it again (seq_redo).
+	if _, err := stock.SQL(ctx, "postgres", "checkpoint"); err != nil {
+		return err
+	}
+	if err := errors.Join(stock.Stop(ctx, pgtest.Immediate), stock.StartAgain(ctx)); err != nil {
+		return err
+	}
 	ours, err := dump(ctx, s)
 	if err != nil {
-		return err
+		return fmt.Errorf("restored: %w", err)
 	}
 	want, err := dump(ctx, stock)
 	if err != nil {
-		return err
+		return fmt.Errorf("stock: %w", err)
 	}
 	res.Dump = len(ours)
 	return firstDifference(ours, want)
 }
 
-// dump is pg_dumpall's text, without the places of tablespaces.
+// dump is pg_dumpall's text, without the places of tablespaces and the keys that it makes up for psql.
 func dump(ctx context.Context, s *pgtest.Server) (string, error) {
 	text, err := s.Client(ctx, "pg_dumpall", "--no-sync")
 	if err != nil {
@@ -188,6 +196,9 @@ func dump(ctx context.Context, s *pgtest.Server) (string, error) {
 	for line := range strings.Lines(text) {
 		if head, _, ok := strings.Cut(line, " LOCATION "); ok && strings.HasPrefix(line, "CREATE TABLESPACE") {
 			line = head + "\n"
+		}
+		if strings.HasPrefix(line, `\restrict `) || strings.HasPrefix(line, `\unrestrict `) {
+			continue
 		}
 		b.WriteString(line)
 	}
@@ -212,15 +223,21 @@ func firstDifference(ours, theirs string) error {
 	return fmt.Errorf("the dumps differ from line %d on: restored %s, stock %s", i+1, line(a), line(b))
 }
 
-// NoRecovery checks in a server's log that its last start began with a cleanly stopped data directory.
-func NoRecovery(s *pgtest.Server) error {
+// lastStart is a server's log since it was started last.
+func lastStart(s *pgtest.Server) (string, error) {
 	log, err := os.ReadFile(s.LogFile())
 	if err != nil {
-		return err
+		return "", err
 	}
 	text := string(log)
-	if i := strings.LastIndex(text, "starting PostgreSQL"); i >= 0 {
-		text = text[i:]
+	return text[max(0, strings.LastIndex(text, "starting PostgreSQL")):], nil
+}
+
+// NoRecovery checks in a server's log that its last start began with a cleanly stopped data directory.
+func NoRecovery(s *pgtest.Server) error {
+	text, err := lastStart(s)
+	if err != nil {
+		return err
 	}
 	text = strings.ReplaceAll(text, "FATAL:  the database system is starting up", "") // what clients that came too early were told
 	if !strings.Contains(text, "database system was shut down at") {
@@ -294,8 +311,12 @@ func crash(ctx context.Context, s *pgtest.Server, before int) error {
 	if err := s.StartAgain(ctx); err != nil {
 		return err
 	}
-	if tail := s.LogTail(); !strings.Contains(tail, "redo starts at") {
-		return fmt.Errorf("the server did not recover: %s", tail)
+	text, err := lastStart(s)
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(text, "redo starts at") {
+		return fmt.Errorf("the server did not recover: %s", text)
 	}
 	if _, err := s.SQL(ctx, "postgres", "select a from written_before_the_crash"); err != nil {
 		return err

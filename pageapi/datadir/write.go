@@ -21,7 +21,24 @@ type WriteOptions struct {
 	Progress func(Progress)
 	// Every is the least time between two calls of Progress; 0 means a second.
 	Every time.Duration
+	// Owner is whom all that is made belongs to; nil: whoever runs this. Only root may name another.
+	Owner *Owner
 }
+
+// Owner is an account.
+type Owner struct{ UID, GID int }
+
+// IncompleteError says that a directory was begun and not finished: it has no pg_control, so no server starts on it.
+type IncompleteError struct {
+	Dir string
+	Err error
+}
+
+func (e *IncompleteError) Error() string {
+	return fmt.Sprintf("%v; %s is incomplete and no server starts on it: remove it and what its pg_tblspc links to", e.Err, e.Dir)
+}
+
+func (e *IncompleteError) Unwrap() error { return e.Err }
 
 // Progress tells how far a directory is written.
 type Progress struct {
@@ -35,18 +52,19 @@ type Progress struct {
 const writeBuffer = 1 << 20
 
 // Write writes a tree to a directory, which must be absent or empty, and to the targets of its tablespaces' links, which must be so too. All is
-// on disk when it returns. pg_control comes last: after an error, or when ctx ends, no server starts on the directory.
+// on disk when it returns. pg_control comes last: after an error, or when ctx ends, no server starts on the directory, and the error is an
+// *IncompleteError if anything was written.
 func Write(ctx context.Context, t *Tree, dir string, o WriteOptions) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}
-	if err := emptyDir(dir); err != nil {
+	if err := CheckEmpty(dir); err != nil {
 		return err
 	}
 	for _, e := range t.entries {
 		if e.Mode.Type() == fs.ModeSymlink {
-			if err := emptyDir(e.Link); err != nil {
+			if err := CheckEmpty(e.Link); err != nil {
 				return fmt.Errorf("tablespace: %w", err)
 			}
 		}
@@ -62,13 +80,13 @@ func Write(ctx context.Context, t *Tree, dir string, o WriteOptions) error {
 		w.o.Every = time.Second
 	}
 	if err := w.write(ctx); err != nil {
-		return fmt.Errorf("%w; %s is incomplete and no server starts on it: remove it and what its pg_tblspc links to", err, dir)
+		return &IncompleteError{dir, err}
 	}
 	return nil
 }
 
-// emptyDir checks that a path is absent or an empty directory.
-func emptyDir(dir string) error {
+// CheckEmpty checks that a path is absent or an empty directory.
+func CheckEmpty(dir string) error {
 	entries, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -96,10 +114,7 @@ type writer struct {
 func (w *writer) path(e *Entry) string { return filepath.Join(w.dir, filepath.FromSlash(e.Path)) }
 
 func (w *writer) write(ctx context.Context) error {
-	if err := os.MkdirAll(w.dir, 0o700); err != nil {
-		return err
-	}
-	if err := os.Chmod(w.dir, 0o700); err != nil {
+	if err := w.makeAll(w.dir); err != nil {
 		return err
 	}
 	var control *Entry
@@ -108,12 +123,12 @@ func (w *writer) write(ctx context.Context) error {
 	for _, e := range w.tree.entries {
 		switch e.Mode.Type() {
 		case fs.ModeDir:
-			if err := os.Mkdir(w.path(e), e.Mode.Perm()); err != nil {
+			if err := errors.Join(os.Mkdir(w.path(e), e.Mode.Perm()), w.own(w.path(e))); err != nil {
 				return err
 			}
 			dirs = append(dirs, w.path(e))
 		case fs.ModeSymlink:
-			if err := errors.Join(os.MkdirAll(e.Link, 0o700), os.Symlink(e.Link, w.path(e))); err != nil {
+			if err := errors.Join(w.makeAll(e.Link), os.Symlink(e.Link, w.path(e)), w.own(w.path(e))); err != nil {
 				return err
 			}
 			dirs = append(dirs, e.Link, filepath.Dir(e.Link))
@@ -145,6 +160,39 @@ func (w *writer) write(ctx context.Context) error {
 	}
 	w.report(true)
 	return errors.Join(syncDir(filepath.Join(w.dir, "global")), syncDir(filepath.Dir(w.dir)))
+}
+
+// makeAll makes a directory and those above it that are absent, for the owner alone. One that exists is handed to the owner; those above it stay
+// as they are.
+func (w *writer) makeAll(dir string) error {
+	var absent []string
+	for p := filepath.Dir(dir); ; p = filepath.Dir(p) {
+		_, err := os.Stat(p)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) || p == filepath.Dir(p) {
+			return err
+		}
+		absent = append(absent, p)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, p := range absent {
+		if err := w.own(p); err != nil {
+			return err
+		}
+	}
+	return errors.Join(os.Chmod(dir, 0o700), w.own(dir))
+}
+
+// own hands a path to the owner. Links are handed over, not followed.
+func (w *writer) own(path string) error {
+	if w.o.Owner == nil {
+		return nil
+	}
+	return os.Lchown(path, w.o.Owner.UID, w.o.Owner.GID)
 }
 
 // parallel writes files with several workers, until the first error.
@@ -183,7 +231,12 @@ func (w *writer) file(ctx context.Context, e *Entry, buf []byte) error {
 	if err != nil {
 		return err
 	}
-	err = w.fill(ctx, f, e, buf)
+	if o := w.o.Owner; o != nil {
+		err = f.Chown(o.UID, o.GID)
+	}
+	if err == nil {
+		err = w.fill(ctx, f, e, buf)
+	}
 	if err == nil {
 		err = f.Sync()
 	}
