@@ -121,7 +121,7 @@ func (c *Client) anyNode(ctx context.Context) (*node, error) {
 		}
 		return n, nil
 	}
-	return nil, Errorf(Unavailable, "no server answers: %w", errors.Join(errs...))
+	return nil, Errorf(Unavailable, "no server answers; is a node running there (everpage serve), and is --server right?\n%w", errors.Join(errs...))
 }
 
 func (c *Client) fetchMap(ctx context.Context, n *node) (*placement.Map, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -81,6 +82,9 @@ func toGRPC(err error) error {
 	return status.Error(grpcCodes[CodeOf(err)], err.Error())
 }
 
+// dialError is how gRPC wraps what the system said of a connection.
+var dialError = regexp.MustCompile(`^connection error: desc = "(?:transport: )?(?:Error while dialing: )?(.*)"$`)
+
 // fromGRPC turns what a call returned into an Error, naming the node that was called.
 func fromGRPC(address string, err error) error {
 	if err == nil {
@@ -95,7 +99,7 @@ func fromGRPC(address string, err error) error {
 	}
 	switch s.Code() {
 	case codes.Unavailable:
-		return Errorf(Unavailable, "node %s: %s", address, s.Message())
+		return Errorf(Unavailable, "node %s: %s", address, dialError.ReplaceAllString(s.Message(), "$1"))
 	case codes.DeadlineExceeded, codes.Canceled:
 		return Errorf(Unavailable, "node %s did not answer in time", address)
 	case codes.Unimplemented:

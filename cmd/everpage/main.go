@@ -82,7 +82,7 @@ func newRoot() *cobra.Command {
 		Long: `Everpage follows a running, unmodified PostgreSQL 14 to 18, keeps every version of every page, and answers any page at any LSN.
 On that a stock PostgreSQL starts at any moment of the past.
 
-Flags may also be given in the environment (--page-size as EVERPAGE_PAGE_SIZE) or in a YAML file (--config).`,
+Flags may also be given in the environment (--spool-keep as EVERPAGE_SPOOL_KEEP) or in a YAML file (--config).`,
 		Example: `  everpage serve --data /var/lib/everpage
   everpage attach 'postgresql://replicator@db.example/postgres' --wait
   everpage page get base/5/16384 0 --lsn 0/16B3740 --format text
@@ -98,14 +98,32 @@ Flags may also be given in the environment (--page-size as EVERPAGE_PAGE_SIZE) o
 	root.AddCommand(
 		newServe(g), newAttach(g), newDetach(g), newStatus(g), newInfo(g), newPage(g), newRel(g), newWAL(g), newLSN(g), newRestore(g), newCheck(g), newBench(g), newVersion(g),
 	)
-	for _, c := range root.Commands() {
+	for _, c := range append(root.Commands(), root) {
 		usageArgs(c)
 	}
 	return root
 }
 
+// group makes a command that only has others under it: without one of these it prints its help, with an unknown one it fails.
+func group(c *cobra.Command) {
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		text := fmt.Sprintf("unknown command %q for %q", args[0], cmd.CommandPath())
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			text += fmt.Sprintf("; did you mean %q?", near[0])
+		}
+		return usageError{errors.New(text)}
+	}
+	c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+}
+
 // usageArgs makes a wrong number of arguments a usage error in every command.
 func usageArgs(c *cobra.Command) {
+	if c.HasSubCommands() && !c.Runnable() {
+		group(c)
+	}
 	if check := c.Args; check != nil {
 		c.Args = func(cmd *cobra.Command, args []string) error {
 			if err := check(cmd, args); err != nil {
