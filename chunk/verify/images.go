@@ -102,16 +102,16 @@ func (im *images) keep(b []byte) []byte {
 
 // compare reads all pages of the batch, several at a time, and then reports in WAL order.
 func (im *images) compare(ctx context.Context, r *run) error {
-	g, ctx := errgroup.WithContext(ctx)
+	g, groupCtx := errgroup.WithContext(ctx)
 	for w := range checkWorkers {
 		g.Go(func() error {
 			var page [pg.BlockSize]byte
 			for i := w; i < len(im.events); i += checkWorkers {
 				if e := &im.events[i]; e.clear == nil {
-					e.check(ctx, r.store, page[:], &im.workers[w])
+					e.check(groupCtx, r.store, page[:], &im.workers[w])
 				}
 			}
-			return ctx.Err()
+			return groupCtx.Err()
 		})
 	}
 	if err := g.Wait(); err != nil {

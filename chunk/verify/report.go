@@ -25,11 +25,13 @@ type Report struct {
 
 	Unknown       []string `json:"unknown"`         // record types that nobody knows here
 	Damaged       uint64   `json:"damaged"`         // after-images of pages that can't be made
-	DamagedInBase []string `json:"damaged_in_base"` // pages whose checksum was wrong in the base
+	DamagedInBase []string `json:"damaged_in_base"` // pages that can't be made where reads begin: wrong or missing in the base, and not replaced by WAL
 	Violations    []string `json:"violations"`      // broken invariants of the store
 
 	Final  *FinalReport `json:"final,omitempty"`
-	Digest string       `json:"digest,omitempty"` // over all pages, sizes, SLRUs and small objects at the end
+	Digest string       `json:"digest,omitempty"` // over all pages, sizes, SLRUs and small objects at several LSNs
+
+	found func(m Mismatch)
 }
 
 // TypeReport counts one record type.
@@ -79,6 +81,9 @@ func (r *Report) mismatch(m Mismatch) {
 	r.Mismatches++
 	if t := r.Types[m.Record]; t != nil {
 		t.Mismatches++
+	}
+	if r.found != nil {
+		r.found(m)
 	}
 	if len(r.Found) < maxFound {
 		r.Found = append(r.Found, m)

@@ -42,13 +42,14 @@ type Options struct {
 	FaultChanges func(rec *wal.Record, ch *redo.Changes)
 	FaultRecord  func(rec *wal.Record)
 
+	Found    func(m Mismatch) // is called for each mismatch; the report keeps the first ones only
 	Progress func(at pg.LSN, records uint64)
 	Logger   *slog.Logger
 }
 
 // Run verifies. The report is valid, as far as it got, even with an error; a mismatch is in the report and no error.
 func Run(ctx context.Context, o Options) (report *Report, err error) {
-	report = &Report{Types: map[string]*TypeReport{}}
+	report = &Report{Types: map[string]*TypeReport{}, found: o.Found}
 	if o.Store == "" {
 		dir, err := os.MkdirTemp("", "everpage-verify-")
 		if err != nil {
@@ -96,11 +97,9 @@ func (r *run) run(ctx context.Context) error {
 		}
 		r.shutdown = control.CheckPoint
 	}
-	im, err := r.source.Import(ctx, r.store, branch)
-	if err != nil {
+	if _, err := r.source.Import(ctx, r.store, branch); err != nil {
 		return err
 	}
-	r.report.DamagedInBase = im.Damaged
 	p, err := ingest.Open(r.store, ingest.Options{
 		Branch: branch, Major: r.source.Control.Major, BatchBytes: 256 << 10, Watch: r.watch, Committed: func() error { return r.images.compare(ctx, r) },
 		Touch: r.touch,
@@ -126,6 +125,9 @@ func (r *run) run(ctx context.Context) error {
 		r.report.unknown(fmt.Sprintf("from %s on: %s", progress.Unproven, progress.UnprovenReason))
 	}
 	r.images.finish(r)
+	if err := r.damaged(ctx, progress.Consistent); err != nil {
+		return err
+	}
 	if err := r.check(ctx); err != nil {
 		return err
 	}
@@ -152,6 +154,20 @@ func (r *run) final(ctx context.Context, end pg.LSN) error {
 	pages := stored{store: r.store, base: r.source.Control, at: r.stopped, lost: &r.images.lost}
 	f := &final{ctx: ctx, dir: r.o.Final, at: pages.at, pages: pages, report: r.report}
 	return f.compare()
+}
+
+// damaged lists the pages that can't be made where reads begin. WAL up to there may have replaced what was wrong or missing in the base; what is left is
+// an error to PostgreSQL, too (XLogCheckInvalidPages).
+func (r *run) damaged(ctx context.Context, consistent pg.LSN) error {
+	if consistent == 0 {
+		return fmt.Errorf("the WAL ends before the end of the base backup at %s: %s", r.source.End, r.report.EndReason)
+	}
+	return r.store.DamagedPages(ctx, branch, consistent, func(e *chunk.DamagedError) error {
+		if len(r.report.DamagedInBase) < maxFound {
+			r.report.DamagedInBase = append(r.report.DamagedInBase, fmt.Sprintf("%s: %s", e.Key, e.Reason))
+		}
+		return nil
+	})
 }
 
 // check walks the store's own invariants.
