@@ -132,12 +132,10 @@ func (f *follower) followUntil(ctx context.Context, st state, changed <-chan str
 	}
 }
 
-// needsDecision tells errors that trying again won't mend by itself. They are tried again all the same, slowly: the address may be given back to
-// the right server.
+// needsDecision tells errors that trying again won't mend by itself. They are tried again all the same, slowly.
 func (f *follower) needsDecision(err error) bool {
-	var end *stream.EndOfTimeline
 	var corrupt *wal.CorruptError
-	return stream.Refused(err) || errors.As(err, &end) || errors.As(err, &corrupt) || errors.Is(err, errIngest)
+	return stream.Refused(err) || errors.As(err, &corrupt) || errors.Is(err, errIngest)
 }
 
 // followOnce imports if needed, then streams and ingests until something fails.
@@ -172,10 +170,33 @@ func (f *follower) followOnce(ctx context.Context, st state) error {
 		f.mu.Unlock()
 	}()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return receiver.Run(ctx) })
+	g.Go(func() error { return f.receive(ctx, receiver) })
 	g.Go(func() error { return f.ingest(ctx, spool, pending, receiver.Notify) })
 	g.Go(func() error { return f.tend(ctx, spool) })
 	return g.Wait()
+}
+
+// refusedWait is how long until a server that was refused is asked again.
+const refusedWait = 10 * time.Second
+
+// receive streams until ctx ends or the spool fails. A server that is refused, or has left our timeline, ends nothing else: what was received before is still
+// ingested. It is asked again, slowly: the address may be given back to the right server.
+func (f *follower) receive(ctx context.Context, receiver *stream.Receiver) error {
+	for {
+		err := receiver.Run(ctx)
+		var end *stream.EndOfTimeline
+		var sink *stream.SinkError
+		if ctx.Err() != nil || errors.As(err, &sink) || !errors.As(err, &end) && !stream.Refused(err) {
+			return err
+		}
+		f.set(stateStopped, err.Error())
+		f.log.Error("the primary can't be followed", "error", err, "retry_in", refusedWait)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(refusedWait):
+		}
+	}
 }
 
 // openSpool opens the spool of the followed timeline. first is where receiving starts if it holds nothing.

@@ -61,13 +61,17 @@ func coded(err error) error {
 	return pageapi.Errorf(code, "%w", err)
 }
 
+func noData(branch uint32) error {
+	return pageapi.Errorf(pageapi.NotFound, "branch %d has no data: everpage attach CONNINFO follows a primary", branch)
+}
+
 // Position waits until the LSN is readable.
 func (p *pages) Position(ctx context.Context, at pageapi.Position) (pageapi.Position, error) {
 	at.Branch = branchOf(at.Branch)
 	progress, ok := p.store.Progress(at.Branch)
 	switch {
 	case !ok:
-		return at, pageapi.Errorf(pageapi.NotFound, "branch %d has no data: everpage attach CONNINFO follows a primary", at.Branch)
+		return at, noData(at.Branch)
 	case at.LSN == 0 && progress.Consistent == 0:
 		return at, pageapi.Errorf(pageapi.OutOfWindow, "branch %d is not consistent yet: %s", at.Branch, p.behind(at.Branch, 0))
 	case at.LSN == 0:
@@ -268,7 +272,10 @@ func (p *pages) Map() *placement.Map { return p.maps }
 func (p *pages) Resolve(_ context.Context, t pageapi.Target) (*pageapi.Resolution, error) {
 	branch := branchOf(t.Branch)
 	progress, ok := p.store.Progress(branch)
-	if !ok || progress.Consistent == 0 {
+	if !ok {
+		return nil, noData(branch)
+	}
+	if progress.Consistent == 0 {
 		return nil, pageapi.Errorf(pageapi.OutOfWindow, "branch %d can't be read yet: %s", branch, p.behind(branch, 0))
 	}
 	r, err := p.target(branch, progress, t)
