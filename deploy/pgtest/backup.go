@@ -13,12 +13,12 @@ import (
 
 // Basebackup writes a base backup of the running server to dst, which must not exist, with the WAL that makes it
 // consistent. Tablespaces go to dst.tablespaces/OID. It is pg_basebackup's where DefaultMajor's knows the server, else one by
-// the functions of the low-level interface.
-func (s *Server) Basebackup(ctx context.Context, dst string) error {
+// the functions of the low-level interface. args are added to pg_basebackup's.
+func (s *Server) Basebackup(ctx context.Context, dst string, args ...string) error {
 	if err := s.account.mkdir(dst); err != nil {
 		return fmt.Errorf("base backup: %w", err)
 	}
-	rows, err := s.SQL(ctx, "postgres", "select oid, pg_tablespace_location(oid) from pg_tablespace where pg_tablespace_location(oid) <> ''")
+	rows, err := s.SQL(ctx, "postgres", "select oid, pg_tablespace_location(oid) from pg_tablespace where pg_tablespace_location(oid) like '/%'")
 	if err != nil {
 		return fmt.Errorf("base backup: %w", err)
 	}
@@ -28,7 +28,7 @@ func (s *Server) Basebackup(ctx context.Context, dst string) error {
 		}
 		return s.lowLevelBackup(ctx, dst)
 	}
-	args := []string{"-h", s.sockets, "-p", fmt.Sprint(s.port), "-U", "postgres", "-D", dst, "-X", "stream", "-c", "fast", "--no-sync"}
+	args = append([]string{"-h", s.sockets, "-p", fmt.Sprint(s.port), "-U", "postgres", "-D", dst, "-X", "stream", "-c", "fast", "--no-sync"}, args...)
 	if len(rows) > 0 {
 		if err := s.account.mkdir(spacesOf(dst)); err != nil {
 			return fmt.Errorf("base backup: %w", err)
