@@ -26,6 +26,7 @@ type restoreOptions struct {
 	budget     time.Duration
 	seed       uint64
 	dir        string
+	binary     string
 }
 
 // restoreCommand is the long run of restores: histories of the mixed workload, each restored at random LSNs, every directory held against a stock
@@ -41,6 +42,7 @@ func restoreCommand(ctx context.Context, args []string, out io.Writer) (err erro
 	f.IntVar(&o.perHistory, "per-history", 20, "restores of one workload")
 	f.DurationVar(&o.budget, "budget", 0, "start nothing that would not be done by then; 0: no limit")
 	f.Uint64Var(&o.seed, "seed", 0, "seed of all seeds; 0: a fresh one, which is printed")
+	f.StringVar(&o.binary, "binary", "", "the everpage to run; empty: it is built")
 	f.StringVar(&log, "log", "", "file that a line for each restore is appended to")
 	f.StringVar(&o.dir, "dir", "", "where all is made and removed; what fails is kept. Empty: a temporary directory")
 	if err := f.Parse(args); err != nil {
@@ -73,14 +75,15 @@ func restoreCommand(ctx context.Context, args []string, out io.Writer) (err erro
 func runRestores(ctx context.Context, o restoreOptions, out io.Writer) error {
 	began := time.Now()
 	fmt.Fprintf(out, "# seed %d, PostgreSQL %d, %s, %d CPUs\n", o.seed, o.major, runtime.Version(), runtime.NumCPU())
-	bin, err := os.MkdirTemp("", "everpage-bin-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(bin)
-	binary, err := nodetest.Build(ctx, bin)
-	if err != nil {
-		return err
+	if o.binary == "" {
+		bin, err := os.MkdirTemp("", "everpage-bin-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(bin)
+		if o.binary, err = nodetest.Build(ctx, bin); err != nil {
+			return err
+		}
 	}
 	random := rand.New(rand.NewPCG(o.seed, uint64(o.major)))
 	var longest time.Duration // from making a history to its first restore
@@ -89,7 +92,7 @@ func runRestores(ctx context.Context, o restoreOptions, out io.Writer) error {
 			break
 		}
 		start := time.Now()
-		r := restoreRun{o: o, dir: filepath.Join(o.dir, fmt.Sprintf("history-%d", i)), binary: binary, random: random, began: began, out: out}
+		r := restoreRun{o: o, dir: filepath.Join(o.dir, fmt.Sprintf("history-%d", i)), random: random, began: began, out: out}
 		n, first, err := r.history(ctx, i, done)
 		done += n
 		if err != nil {
@@ -106,7 +109,6 @@ func runRestores(ctx context.Context, o restoreOptions, out io.Writer) error {
 type restoreRun struct {
 	o      restoreOptions
 	dir    string
-	binary string
 	random *rand.Rand
 	began  time.Time
 	out    io.Writer
@@ -114,7 +116,7 @@ type restoreRun struct {
 
 // history makes the i-th history and restores from it. It returns how many restores were made and when the first was done.
 func (r *restoreRun) history(ctx context.Context, i, before int) (n int, first time.Time, err error) {
-	o := restoretest.Options{Binary: r.binary, Major: r.o.major,
+	o := restoretest.Options{Binary: r.o.binary, Major: r.o.major,
 		Workload: workload.Options{Seed: r.random.Int64N(1 << 31), Rows: 200 + r.random.IntN(400), Transactions: 1000 + r.random.IntN(1000)}}
 	if i%2 == 0 {
 		o.InitdbArgs = []string{"--data-checksums"}
