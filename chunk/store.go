@@ -250,7 +250,7 @@ func (s *Store) pebbleOptions() *pebble.Options {
 	}
 	// A read walks down an object's versions, so that older ones belong beside the newest, not in blocks of their own.
 	o.Experimental.SpanPolicyFunc = func([]byte) (pebble.SpanPolicy, []byte, error) {
-		return pebble.SpanPolicy{ValueStoragePolicy: pebble.ValueStorageLowReadLatency}, nil, nil
+		return pebble.SpanPolicy{ValueStoragePolicy: pebble.ValueStorageLowReadLatency, DisableValueSeparationBySuffix: true}, nil, nil
 	}
 	compression := block.FastestCompression
 	if s.opt.testCompression != nil {
