@@ -149,6 +149,9 @@ func (b *bench) node(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	if b.report.Postgres, err = s.Value(ctx, "postgres", "show server_version"); err != nil {
+		return err
+	}
 	n, err := b.serve(ctx, filepath.Join(dir, "node"))
 	if err != nil {
 		return err
