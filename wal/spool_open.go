@@ -38,9 +38,10 @@ func OpenSpool(opts SpoolOptions) (*Spool, error) {
 	return s, nil
 }
 
-// makeDir makes the directory and fsyncs those that name it, so that it survives a crash as its files do.
+// makeDir makes the directory and fsyncs those that name it, so that it survives a crash as its files do. The one above is fsynced in any case:
+// whoever made the directory may have been killed before.
 func (s *Spool) makeDir() error {
-	var parents []string
+	parents := []string{s.fs.PathDir(s.opts.Dir)}
 	for dir := s.opts.Dir; ; {
 		if _, err := s.fs.Stat(dir); err == nil {
 			break
@@ -49,7 +50,9 @@ func (s *Spool) makeDir() error {
 		if parent == dir {
 			break
 		}
-		parents = append(parents, parent)
+		if dir != s.opts.Dir {
+			parents = append(parents, parent)
+		}
 		dir = parent
 	}
 	if err := s.fs.MkdirAll(s.opts.Dir, 0o700); err != nil {
@@ -82,6 +85,9 @@ func (s *Spool) recover() error {
 	}
 	end, prev := pg.LSN(0), pg.LSN(0)
 	if len(numbers) > 0 {
+		if err := s.rewrite(numbers[len(numbers)-1]); err != nil {
+			return err
+		}
 		if end, prev, err = s.findEnd(numbers); err != nil {
 			return err
 		}
@@ -113,6 +119,37 @@ func (s *Spool) recover() error {
 	s.checker.Seek(end)
 	s.checker.prev = prev
 	return nil
+}
+
+// rewrite writes a segment's bytes again as they are and fsyncs them, before anything in it is trusted. After an fsync that failed the kernel may take
+// the bytes for written: they are read well, the next fsync has nothing to do and succeeds, and a power loss takes them away. Only the last segment
+// can be so, as each was fsynced before the next was made.
+func (s *Spool) rewrite(number uint64) (err error) {
+	path := s.path(number)
+	f, err := s.fs.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return fmt.Errorf("opening WAL segment: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 256<<10)
+	for at := int64(0); at < info.Size(); {
+		b := buf[:min(int64(len(buf)), info.Size()-at)]
+		if n, err := f.ReadAt(b, at); n < len(b) {
+			return fmt.Errorf("reading WAL segment %s at %d: %w", path, at, err)
+		}
+		if _, err := f.WriteAt(b, at); err != nil {
+			return fmt.Errorf("writing WAL segment %s again: %w", path, err)
+		}
+		at += int64(len(b))
+	}
+	if err := f.SyncData(); err != nil {
+		return fmt.Errorf("fsync of %s: %w", path, err)
+	}
+	return syncDir(s.fs, s.opts.Dir)
 }
 
 // run lists the spool's segments, which must join. Where From is given, those before a gap below it are stale: an interrupted Trim leaves them.

@@ -626,3 +626,93 @@ func TestSpoolOnDisk(t *testing.T) {
 	defer d.Close()
 	readAll(t, newReader(t, d, wal.ReaderOptions{End: w.End()}, w.Base()), w.want)
 }
+
+// kernelFS is a disk behind a page cache that forgets: bytes whose fsync failed count as written, so that the next fsync passes them over.
+type kernelFS struct {
+	vfs.FS
+	fails *atomic.Bool
+	files map[string]*kernelPages
+}
+
+type kernelPages struct {
+	disk  []byte
+	dirty [][2]int64
+}
+
+type kernelFile struct {
+	vfs.File
+	fs    kernelFS
+	pages *kernelPages
+}
+
+func (k kernelFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	file, err := k.FS.OpenReadWrite(name, c, o...)
+	if err != nil {
+		return nil, err
+	}
+	if k.files[name] == nil {
+		k.files[name] = &kernelPages{}
+	}
+	return &kernelFile{file, k, k.files[name]}, nil
+}
+
+func (f *kernelFile) WriteAt(p []byte, at int64) (int, error) {
+	n, err := f.File.WriteAt(p, at)
+	f.pages.dirty = append(f.pages.dirty, [2]int64{at, at + int64(n)})
+	return n, err
+}
+
+func (f *kernelFile) SyncData() error {
+	dirty := f.pages.dirty
+	f.pages.dirty = nil
+	if f.fs.fails.CompareAndSwap(true, false) {
+		return syscall.EIO
+	}
+	for _, d := range dirty {
+		f.pages.disk = append(f.pages.disk, make([]byte, max(0, d[1]-int64(len(f.pages.disk))))...)
+		if _, err := f.File.ReadAt(f.pages.disk[d[0]:d[1]], d[0]); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+	}
+	return f.File.SyncData()
+}
+
+// powerLoss is what a power loss leaves.
+func (k kernelFS) powerLoss(t *testing.T) vfs.FS {
+	fs := vfs.NewMem()
+	if err := fs.MkdirAll(spoolDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range k.files {
+		f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
+		if err == nil {
+			_, err = f.Write(p.disk)
+		}
+		if err = errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return fs
+}
+
+func TestSpoolTrustsNothingAfterAFailedFsync(t *testing.T) {
+	w := newWriter(waltest.Options{})
+	for len(w.Bytes()) < 900_000 {
+		w.filler(1000)
+	}
+	kernel := kernelFS{vfs.NewMem(), new(atomic.Bool), map[string]*kernelPages{}}
+	s := openSpool(t, spoolOptions(w, kernel))
+	appendAll(t, s, w, w.lastEnd(w.Base()+400_000), steps(50_000))
+	mustSync(t, s)
+	appendAll(t, s, w, w.lastEnd(w.Base()+700_000), steps(1<<20))
+	kernel.fails.Store(true)
+	if _, err := s.Sync(); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("the fsync that fails gave %v", err)
+	}
+	s.Close()
+	s = openSpool(t, spoolOptions(w, kernel))
+	acknowledged := mustSync(t, s)
+	opts := spoolOptions(w, kernel.powerLoss(t))
+	opts.AtLeast = acknowledged
+	holds(t, openSpool(t, opts), w)
+}
