@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"everpage/pageapi"
+	"everpage/wal/pg"
 )
 
 func newLSN(g *globals) *cobra.Command {
@@ -36,13 +37,42 @@ All of the database is as it was before everything that is listed as "after".`,
 				if err != nil {
 					return err
 				}
-				return g.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return printResolution(w, r) })
+				return g.print(cmd.OutOrStdout(), resolutionJSON(r), func(w io.Writer) error { return printResolution(w, r) })
 			})
 		},
 	}
 	at.allFlags(c.Flags())
 	return c
 }
+
+type resolutionView struct {
+	LSN    pg.LSN       `json:"lsn"`
+	Note   string       `json:"note,omitempty"`
+	Around []aroundView `json:"around"`
+}
+
+// aroundView is an event beside the LSN: it is part of the state there if it ends at or before it.
+type aroundView struct {
+	Start pg.LSN   `json:"start_lsn"`
+	End   pg.LSN   `json:"end_lsn"`
+	Kind  string   `json:"kind"`
+	XID   uint32   `json:"xid,omitempty"`
+	Time  jsonTime `json:"time"`
+	Name  string   `json:"name,omitempty"`
+}
+
+func resolutionJSON(r *pageapi.Resolution) resolutionView {
+	v := resolutionView{LSN: r.LSN, Note: r.Note, Around: []aroundView{}}
+	for _, e := range r.Around {
+		v.Around = append(v.Around, aroundView{e.Start, e.End, e.Kind, e.XID, jsonTime(e.Time), e.Name})
+	}
+	return v
+}
+
+// jsonTime is a time as PostgreSQL prints it.
+type jsonTime pg.Timestamp
+
+func (t jsonTime) MarshalText() ([]byte, error) { return []byte(formatTime(pg.Timestamp(t))), nil }
 
 func printResolution(w io.Writer, r *pageapi.Resolution) error {
 	fmt.Fprintln(w, r.LSN)

@@ -89,11 +89,6 @@ type ending struct {
 	Time jsonTime `json:"time"`
 }
 
-// jsonTime is a time as PostgreSQL prints it.
-type jsonTime pg.Timestamp
-
-func (t jsonTime) MarshalText() ([]byte, error) { return []byte(formatTime(pg.Timestamp(t))), nil }
-
 func (r *restore) run(ctx context.Context, w io.Writer) error {
 	began := time.Now()
 	dir, err := filepath.Abs(r.dir)

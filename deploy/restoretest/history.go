@@ -136,12 +136,28 @@ func WaitReadable(ctx context.Context, n *nodetest.Node, at pg.LSN) error {
 	}
 }
 
-// Boundaries draws n LSNs at which a record ends, evenly spread over the WAL's bytes, in ascending order. A stock server that is recovered to
-// one has replayed exactly the records that end at or before it.
+// Boundaries draws n LSNs at which a record ends, in ascending order. Every second one is drawn from all of the WAL's bytes, the others from the
+// sections of the workload in turn, the last one first, as some are short: only the last has prepared transactions. A stock server that is
+// recovered to such an LSN has replayed exactly the records that end at or before it.
 func (h *History) Boundaries(r *rand.Rand, n int) ([]pg.LSN, error) {
+	sections := []pg.LSN{h.From}
+	for _, m := range h.Marks {
+		at, err := pg.ParseLSN(m.LSN)
+		if err != nil {
+			return nil, err
+		}
+		if at > sections[len(sections)-1] {
+			sections = append(sections, at)
+		}
+	}
 	aims := make([]pg.LSN, n)
 	for i := range aims {
-		aims[i] = h.From + pg.LSN(r.Int64N(int64(h.To-h.From)))
+		from, to := h.From, h.To
+		if i%2 == 1 && len(sections) > 1 {
+			k := len(sections) - 1 - (i/2)%(len(sections)-1)
+			from, to = sections[k-1], sections[k]
+		}
+		aims[i] = from + pg.LSN(r.Int64N(int64(to-from)))
 	}
 	slices.Sort(aims)
 	reader, closer, err := waldump.Open(h.wal, h.From, h.To)

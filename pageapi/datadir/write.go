@@ -162,8 +162,8 @@ func (w *writer) write(ctx context.Context) error {
 	return errors.Join(syncDir(filepath.Join(w.dir, "global")), syncDir(filepath.Dir(w.dir)))
 }
 
-// makeAll makes a directory and those above it that are absent, for the owner alone. One that exists is handed to the owner; those above it stay
-// as they are.
+// makeAll makes a directory, for the owner alone, and those above it that are absent, which others may pass: root may hand over the directory alone
+// later. A directory that exists is handed to the owner; those above it stay as they are.
 func (w *writer) makeAll(dir string) error {
 	var absent []string
 	for p := filepath.Dir(dir); ; p = filepath.Dir(p) {
@@ -176,7 +176,10 @@ func (w *writer) makeAll(dir string) error {
 		}
 		absent = append(absent, p)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	for _, p := range absent {
@@ -184,7 +187,12 @@ func (w *writer) makeAll(dir string) error {
 			return err
 		}
 	}
-	return errors.Join(os.Chmod(dir, 0o700), w.own(dir))
+	if o := w.o.Owner; o != nil { // where dir is a link its directory is meant
+		if err := os.Chown(dir, o.UID, o.GID); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(dir, 0o700)
 }
 
 // own hands a path to the owner. Links are handed over, not followed.

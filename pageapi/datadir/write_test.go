@@ -101,3 +101,21 @@ func TestWriteNeedsSpace(t *testing.T) {
 		t.Error("the directory was made")
 	}
 }
+
+func TestWriteMakesDirectoriesAboveThatOthersMayPass(t *testing.T) {
+	s := newFake(15)
+	s.cluster.Tablespaces = []Tablespace{{Oid: 5000, Location: "/source/space"}}
+	top := t.TempDir()
+	dir := filepath.Join(top, "a", "b")
+	o := s.options()
+	o.TablespaceTarget = TablespacesBeside(dir, nil)
+	owner := &Owner{os.Getuid(), os.Getgid()}
+	if err := Write(t.Context(), plan(t, s, o), dir, WriteOptions{Owner: owner}); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]fs.FileMode{"a": 0o755, "a/b": 0o700, "a/b.tablespaces": 0o755, "a/b.tablespaces/5000": 0o700} {
+		if info, err := os.Stat(filepath.Join(top, path)); err != nil || info.Mode().Perm()|0o055 != want|0o055 || info.Mode().Perm()&^want != 0 {
+			t.Errorf("%s: %v, want mode %v", path, info, want)
+		}
+	}
+}
