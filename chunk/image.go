@@ -43,13 +43,12 @@ func (t *tableWriter) bound(p *prefix) error {
 		if VersionKind(e.kind) == KindInit {
 			continue // one long delta alone
 		}
-		ok, err := t.materialise(p, e.lsn, t.run.value(e.value), i)
-		if err != nil {
+		if err := t.materialise(p, e.lsn, t.run.value(e.value), i); err != nil {
 			return err
 		}
-		if ok {
-			d = depth{}
-		}
+		// Also where the page can't be made: reads will say why until something starts it anew, and to try with every further delta would walk
+		// down all of them each time.
+		d = depth{}
 	}
 	t.s.depths.put(p, d)
 	return nil
@@ -88,14 +87,14 @@ func (t *tableWriter) below(p *prefix, lsn pg.LSN) (d depth, err error) {
 	}
 }
 
-// materialise makes the image of one version. ok is false where the page can't be made: then reads will say why.
-func (t *tableWriter) materialise(p *prefix, lsn pg.LSN, v []byte, i int) (ok bool, err error) {
+// materialise makes the image of one version, or nothing where the page can't be made.
+func (t *tableWriter) materialise(p *prefix, lsn pg.LSN, v []byte, i int) error {
 	if t.buf == nil {
 		t.buf = make(pg.Page, pg.BlockSize)
 	}
 	r, err := t.s.reader()
 	if err != nil {
-		return false, err
+		return err
 	}
 	b := t.s.branch(p.branch())
 	err = r.page(b, p.pageKey(), lsn, t.buf)
@@ -103,9 +102,9 @@ func (t *tableWriter) materialise(p *prefix, lsn pg.LSN, v []byte, i int) (ok bo
 	if err != nil {
 		var damage *DamagedError
 		if errors.As(err, &damage) || errors.Is(err, ErrNotFound) {
-			return false, nil
+			return nil
 		}
-		return false, unlessCorrupt(err)
+		return unlessCorrupt(err)
 	}
 	t.s.cache.put(b.id, p.pageKey(), lsn, t.buf)
 	off, n := imageHole(t.buf)
@@ -117,7 +116,7 @@ func (t *tableWriter) materialise(p *prefix, lsn pg.LSN, v []byte, i int) (ok bo
 	seal(p.appendKey(t.key[:0], lsn), img)
 	t.swaps = append(t.swaps, swap{i: i, off: start, end: len(t.image)})
 	t.s.images.Add(1)
-	return true, nil
+	return nil
 }
 
 // unlessCorrupt leaves out what reads will report: a corrupt version below must not keep new ones from being stored.

@@ -37,7 +37,7 @@ const (
 	nodeSlab      = 4096
 	maxNodeSlabs  = 1024
 	maxValueSlabs = 2048
-	maxValue      = 1 << 28 // bytes of one value
+	maxValue      = 1<<28 - 1 // bytes of one value
 )
 
 // entry is one version. Entry numbers count from 1; 0 is none.

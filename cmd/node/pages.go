@@ -76,7 +76,6 @@ func (p *pages) Position(ctx context.Context, at pageapi.Position) (pageapi.Posi
 		return at, pageapi.Errorf(pageapi.OutOfWindow, "branch %d is not consistent yet: %s", at.Branch, p.behind(at.Branch, 0))
 	case at.LSN == 0:
 		at.LSN = progress.Readable
-		return at, nil
 	case progress.Consistent != 0 && at.LSN < progress.Consistent:
 		return at, pageapi.Errorf(pageapi.OutOfWindow, "%s is before the oldest readable LSN of branch %d, which is %s", at.LSN, at.Branch, progress.Consistent)
 	}
@@ -90,7 +89,7 @@ func (p *pages) Position(ctx context.Context, at pageapi.Position) (pageapi.Posi
 		return at, pageapi.Errorf(pageapi.OutOfWindow, "%s is before the oldest readable LSN of branch %d: %s", at.LSN, at.Branch, p.behind(at.Branch, 0))
 	}
 	if progress.Unproven != 0 && at.LSN >= progress.Unproven {
-		return at, pageapi.Errorf(pageapi.Corrupt, "branch %d is unproven from %s on: %s", at.Branch, progress.Unproven, progress.UnprovenReason)
+		return at, pageapi.Errorf(pageapi.Corrupt, "branch %d is unproven from %s on: %s; LSNs before it are answered", at.Branch, progress.Unproven, progress.UnprovenReason)
 	}
 	return at, nil
 }
