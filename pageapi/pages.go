@@ -3,6 +3,7 @@ package pageapi
 
 import (
 	"context"
+	"time"
 
 	"everpage/cluster/placement"
 	"everpage/pageapi/datadir"
@@ -17,9 +18,9 @@ type Position struct {
 
 // Pages is what a server answers from. Its errors carry codes (Errorf).
 type Pages interface {
-	// Position waits until the LSN is answerable, or until ctx ends with an error that names the link that is behind.
+	// Position waits until the LSN is answerable, at most for wait; the error then names the link that is behind.
 	// The returned position has both fields set, and may be read as often as wanted.
-	Position(ctx context.Context, at Position) (Position, error)
+	Position(ctx context.Context, at Position, wait time.Duration) (Position, error)
 	// Page reads one page into dst, 8192 bytes.
 	Page(ctx context.Context, at Position, key pg.PageKey, dst []byte) error
 	// Size is the number of blocks of a fork.

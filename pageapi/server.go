@@ -34,9 +34,7 @@ func (s *Server) at(ctx context.Context, at Position, timeoutMS uint32) (Positio
 	if timeoutMS != 0 {
 		wait = time.Duration(timeoutMS) * time.Millisecond
 	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	return s.pages.Position(ctx, at)
+	return s.pages.Position(ctx, at, wait)
 }
 
 // GetPages answers a stream of requests in their order.

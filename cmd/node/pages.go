@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"everpage/chunk"
 	"everpage/chunk/ingest"
@@ -66,7 +67,7 @@ func noData(branch uint32) error {
 }
 
 // Position waits until the LSN is readable.
-func (p *pages) Position(ctx context.Context, at pageapi.Position) (pageapi.Position, error) {
+func (p *pages) Position(ctx context.Context, at pageapi.Position, wait time.Duration) (pageapi.Position, error) {
 	at.Branch = branchOf(at.Branch)
 	progress, ok := p.store.Progress(at.Branch)
 	switch {
@@ -78,6 +79,11 @@ func (p *pages) Position(ctx context.Context, at pageapi.Position) (pageapi.Posi
 		at.LSN = progress.Readable
 	case progress.Consistent != 0 && at.LSN < progress.Consistent:
 		return at, pageapi.Errorf(pageapi.OutOfWindow, "%s is before the oldest readable LSN of branch %d, which is %s", at.LSN, at.Branch, progress.Consistent)
+	}
+	if at.LSN > progress.Readable { // no timer for what is there already
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, wait)
+		defer cancel()
 	}
 	if err := p.store.Wait(ctx, at.Branch, at.LSN); err != nil {
 		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {

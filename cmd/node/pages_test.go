@@ -1,6 +1,8 @@
 package node
 
 import (
+	"time"
+
 	"context"
 	"testing"
 
@@ -39,7 +41,7 @@ func TestUnprovenIsRefusedWhateverIsAsked(t *testing.T) {
 		lsn  pg.LSN
 		code pageapi.Code
 	}{{0x3FFF, pageapi.OK}, {0x4000, pageapi.Corrupt}, {0x5000, pageapi.Corrupt}, {0, pageapi.Corrupt}, {0x1FFF, pageapi.OutOfWindow}} {
-		at, err := p.Position(context.Background(), pageapi.Position{LSN: c.lsn})
+		at, err := p.Position(context.Background(), pageapi.Position{LSN: c.lsn}, time.Second)
 		if got := pageapi.CodeOf(err); got != c.code {
 			t.Errorf("position %s became %s: %v (code %v), want code %v", c.lsn, at.LSN, err, got, c.code)
 		}
