@@ -173,8 +173,8 @@ func TestRestoreWhileIngesting(t *testing.T) {
 			t.Logf("%s at %s: %d rows of history", dir, outcomes[i].LSN, rows)
 		}
 		got := fmt.Sprint(r.MustSQL(t, "postgres", `select (select count(*) from in_beside), (select count(*) from in_mapped), (select count(*) from fleeting),
-			current_setting('data_checksums'), current_setting('archive_mode'), current_setting('listen_addresses') is not null`))
-		if got != "[[3000 3000 0 on off t]]" {
+			current_setting('data_checksums'), current_setting('archive_mode')`))
+		if got != "[[3000 3000 0 on off]]" {
 			t.Errorf("the restored server %d answers %s", i, got)
 		}
 		if _, err := r.SQL(ctx, "postgres", "insert into fleeting select generate_series(1, 10)", "insert into in_mapped values (9999, 'y')"); err != nil {

@@ -141,7 +141,7 @@ func (h *History) compare(ctx context.Context, s, stock *pgtest.Server, res *Res
 		{"databases", "select oid, datname, datfrozenxid, datminmxid, dattablespace from pg_database order by oid"},
 		{"replication origins", "select external_id, remote_lsn from pg_replication_origin_status order by 1"},
 		{"counters", `checkpoint; select next_xid, next_oid, next_multixact_id, next_multi_offset, oldest_xid, oldest_xid_dbid, oldest_multi_xid, oldest_multi_dbid,
-			oldest_commit_ts_xid, newest_commit_ts_xid, full_page_writes from pg_control_checkpoint()`},
+			newest_commit_ts_xid, full_page_writes from pg_control_checkpoint()`},
 	} {
 		ours, err := s.SQL(ctx, "postgres", query.sql)
 		if err != nil {
@@ -154,6 +154,9 @@ func (h *History) compare(ctx context.Context, s, stock *pgtest.Server, res *Res
 		if a, b := fmt.Sprint(ours), fmt.Sprint(theirs); a != b {
 			return fmt.Errorf("%s differ: restored %s, stock %s", query.what, a, b)
 		}
+	}
+	if err := compareOldestCommitTs(ctx, s, stock); err != nil {
+		return err
 	}
 	var err error
 	if res.Prepared, err = CommitPrepared(ctx, s); err != nil {
@@ -184,6 +187,30 @@ func (h *History) compare(ctx context.Context, s, stock *pgtest.Server, res *Res
 	}
 	res.Dump = len(ours)
 	return firstDifference(ours, want)
+}
+
+// compareOldestCommitTs compares from which transaction on commit times are kept. A primary advances it without a record where no segment can be removed
+// (vac_truncate_clog), and a server takes it from the checkpoint that it starts from, not from those that it replays: the stock server, which started
+// at an older one, may be behind, but never ahead.
+func compareOldestCommitTs(ctx context.Context, s, stock *pgtest.Server) error {
+	var oldest [2]uint64
+	for i, server := range []*pgtest.Server{s, stock} {
+		text, err := server.Value(ctx, "postgres", "select oldest_commit_ts_xid from pg_control_checkpoint()")
+		if err != nil {
+			return err
+		}
+		if oldest[i], err = strconv.ParseUint(text, 10, 32); err != nil {
+			return err
+		}
+	}
+	next, err := s.Value(ctx, "postgres", "select split_part(next_xid, ':', 2) from pg_control_checkpoint()")
+	if err != nil {
+		return err
+	}
+	if limit, err := strconv.ParseUint(next, 10, 32); err != nil || oldest[0] < oldest[1] || oldest[0] >= limit {
+		return fmt.Errorf("the oldest transaction with a commit time differs: restored %d, stock %d, next transaction %s", oldest[0], oldest[1], next)
+	}
+	return nil
 }
 
 // dump is pg_dumpall's text, without the places of tablespaces and the keys that it makes up for psql.
