@@ -53,6 +53,7 @@ func (r *run) watch(rec *wal.Record, ch *redo.Changes) error {
 	name := rec.Rmgr.String() + "/" + redo.RecordName(rec.Major, rec.Rmgr, rec.Info)
 	t := r.report.of(name)
 	t.Records++
+	t.fresh = true
 	for _, d := range ch.Damaged {
 		if t.Records == 1 {
 			r.report.unknown(fmt.Sprintf("%s: %v", name, d.Err))
@@ -63,7 +64,9 @@ func (r *run) watch(rec *wal.Record, ch *redo.Changes) error {
 	}
 	if rec.Start == r.shutdown {
 		r.stopped = rec.End
+		r.settleStop()
 	}
+	r.watchStops(rec)
 	im := &r.images
 	for i := range ch.Pages {
 		if c := &ch.Pages[i]; c.Delta.Part == redo.PartVMClear && c.Kind != redo.KindImage {

@@ -28,8 +28,9 @@ type Report struct {
 	DamagedInBase []string `json:"damaged_in_base"` // pages that can't be made where reads begin: wrong or missing in the base, and not replaced by WAL
 	Violations    []string `json:"violations"`      // broken invariants of the store
 
-	Final  *FinalReport `json:"final,omitempty"`
-	Digest string       `json:"digest,omitempty"` // over all pages, sizes, SLRUs and small objects at several LSNs
+	Final  *FinalReport   `json:"final,omitempty"`
+	Stops  []*FinalReport `json:"stops,omitempty"`  // of Options.Stops
+	Digest string         `json:"digest,omitempty"` // over all pages, sizes, SLRUs and small objects at several LSNs
 
 	found func(m Mismatch)
 }
@@ -39,6 +40,10 @@ type TypeReport struct {
 	Records    uint64 `json:"records"`
 	Pages      uint64 `json:"pages"` // compared and equal
 	Mismatches uint64 `json:"mismatches"`
+	// Stops counts the LSNs of Options.Stops and Options.Final that have such a record since the one before: what it left beside pages was compared there.
+	Stops uint64 `json:"stops,omitempty"`
+
+	fresh bool // there was one since the last stop
 }
 
 // Mismatch is a page of ours that differs from PostgreSQL's.

@@ -30,6 +30,7 @@ type Options struct {
 	WAL   string // directory with all segments from the base's redo LSN on
 	Final string // a data directory that was stopped where the WAL ends; "" for none
 	Store string // empty or absent directory for the versions; "" for a temporary one, which is removed
+	Stops []Stop // where else the primary was stopped on the way
 
 	SegmentBlocks uint32 // blocks in a chunk; 0: 131072
 	RunBytes      int64  // of the store; 0: its default
@@ -87,6 +88,7 @@ type run struct {
 
 	shutdown pg.LSN // the start of the final directory's last checkpoint
 	stopped  pg.LSN // that record's end, once it was read
+	stops    []stop
 }
 
 func (r *run) run(ctx context.Context) error {
@@ -96,6 +98,9 @@ func (r *run) run(ctx context.Context) error {
 			return fmt.Errorf("final: %w", err)
 		}
 		r.shutdown = control.CheckPoint
+	}
+	if err := r.openStops(); err != nil {
+		return err
 	}
 	if _, err := r.source.Import(ctx, r.store, branch); err != nil {
 		return err
@@ -129,6 +134,9 @@ func (r *run) run(ctx context.Context) error {
 		return err
 	}
 	if err := r.check(ctx); err != nil {
+		return err
+	}
+	if err := r.compareStops(ctx); err != nil {
 		return err
 	}
 	if r.o.Final != "" {

@@ -108,6 +108,9 @@ func run(ctx context.Context, o options, log *journal) error {
 	return log.note("%d pages compared in %d corpora, no mismatch", log.pages, log.corpora)
 }
 
+// hot is a corpus whose base is a base backup taken under load.
+const hot workload.Which = "hot"
+
 // trial is one corpus and how it is verified.
 type trial struct {
 	which    workload.Which
@@ -123,7 +126,7 @@ func (t trial) String() string { return t.text }
 
 // draw makes the i-th trial's choices. The workloads take turns; every setting is drawn by itself.
 func draw(r *rand.Rand, i, major int) trial {
-	turns := []workload.Which{workload.Mixed, workload.Indexes, workload.Mixed, workload.TPCB, workload.Mixed, workload.Concurrent}
+	turns := []workload.Which{workload.Mixed, workload.Indexes, workload.Mixed, workload.TPCB, hot, workload.Mixed, workload.Concurrent}
 	t := trial{which: turns[i%len(turns)], settings: map[string]string{}}
 	t.options = workload.Options{Seed: r.Int64N(1 << 31), Rows: 200 + r.IntN(600), Transactions: 100 + r.IntN(400)}
 	set := func(name string, values ...string) {
@@ -177,13 +180,18 @@ func (t trial) dir(o options) string {
 // verify makes the corpus and removes it again if all was right.
 func (t trial) verify(ctx context.Context, o options) (*result, error) {
 	dir := t.dir(o)
-	files, err := workload.Make(ctx, dir, o.major, t.settings, t.which, t.options, t.initdb...)
+	var files *workload.Files
+	var err error
+	if t.which == hot {
+		files, err = workload.Hot(ctx, dir, o.major, t.settings, t.options, t.initdb...)
+	} else {
+		files, err = workload.Make(ctx, dir, o.major, t.settings, t.which, t.options, t.initdb...)
+	}
 	if err != nil {
 		return nil, err
 	}
-	report, err := verify.Run(ctx, verify.Options{
-		Base: files.Base, WAL: files.WAL, Final: files.Final, Store: filepath.Join(dir, "store"), SegmentBlocks: t.blocks, RunBytes: t.run,
-	})
+	options := verify.Options{Base: files.Base, WAL: files.WAL, Final: files.Final, Digest: true, SegmentBlocks: t.blocks, RunBytes: t.run}
+	report, err := verify.Run(ctx, options)
 	if err != nil {
 		return nil, fmt.Errorf("%w (kept in %s)", err, dir)
 	}
@@ -194,6 +202,15 @@ func (t trial) verify(ctx context.Context, o options) (*result, error) {
 			err = fmt.Errorf("%w; %+v", err, m)
 		}
 		return nil, err
+	}
+	// Once more as if the primary had logged no check images, and kept in another way.
+	options.Strip, options.Final, options.SegmentBlocks, options.RunBytes = true, "", 16-t.blocks, 3<<20-t.run
+	stripped, err := verify.Run(ctx, options)
+	if err == nil && stripped.Digest != report.Digest {
+		err = fmt.Errorf("without check images the digest is %s, with them %s", stripped.Digest, report.Digest)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w (kept in %s)", err, dir)
 	}
 	return &result{t.text, report.Records, report.Compared, report.Final.Pages, report.Final.Objects}, os.RemoveAll(dir)
 }
