@@ -13,6 +13,7 @@ import (
 
 	"everpage/deploy/nodetest"
 	"everpage/deploy/pgtest"
+	"everpage/deploy/restoretest"
 	"everpage/wal"
 	"everpage/wal/pg"
 	"everpage/wal/waldump"
@@ -246,9 +247,11 @@ func TestTargets(t *testing.T) {
 	value(2)
 	s.MustSQL(t, "postgres", "select pg_create_restore_point('between')")
 	big := s.MustSQL(t, "postgres", "begin; insert into v select 3 from generate_series(1, 500); select pg_current_xact_id(); commit")[0][0]
+	late := s.MustSQL(t, "postgres", "begin; insert into v values (4); select pg_current_xact_id(); prepare transaction 'late'")[0][0]
+	s.MustSQL(t, "postgres", "commit prepared 'late'")
 	end := caughtUp(t, n, s)
 
-	// restored is which values are there after a restore to a target, and the LSN that it went to.
+	// restored is which values are there after a restore to a target and the commit of what is prepared there, and the LSN that it went to.
 	restored := func(args ...string) (string, restoreResult) {
 		t.Helper()
 		dir := filepath.Join(t.TempDir(), "restored")
@@ -256,8 +259,17 @@ func TestTargets(t *testing.T) {
 		if err := n.JSON(t.Context(), &r, append([]string{"restore", dir, "--quiet"}, args...)...); err != nil {
 			t.Fatal(err)
 		}
-		rows := restoredServer(t, dir).MustSQL(t, "postgres", "select coalesce(string_agg(distinct i::text, ',' order by i::text), 'none') from v")
-		return rows[0][0], r
+		server := restoredServer(t, dir)
+		const query = "select coalesce(string_agg(distinct i::text, ',' order by i::text), 'none') from v"
+		values := server.MustSQL(t, "postgres", query)[0][0]
+		prepared, err := restoretest.CommitPrepared(t.Context(), server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(prepared) > 0 {
+			values += " then " + server.MustSQL(t, "postgres", query)[0][0]
+		}
+		return values, r
 	}
 	xid1 := lsn(t, n, "--xid", x1)
 	for _, c := range []struct {
@@ -268,7 +280,8 @@ func TestTargets(t *testing.T) {
 		{[]string{"--xid", big, "--before"}, "1,2"},
 		{[]string{"--lsn", xid1.LSN.String(), "--before"}, "none"},
 		{[]string{"--lsn", (xid1.LSN + 3).String()}, "1"}, // inside the next record
-		{nil, "1,2,3"},
+		{[]string{"--xid", late, "--before"}, "1,2,3 then 1,2,3,4"},
+		{nil, "1,2,3,4"},
 	} {
 		got, r := restored(c.args...)
 		if got != c.want {
