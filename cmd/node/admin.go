@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -33,10 +34,20 @@ func (a *admin) Attach(ctx context.Context, req *pb.AttachRequest) (*pb.AttachRe
 		return resp, nil
 	}
 	if err := a.n.follow.attach(ctx, req.Conninfo); err != nil {
-		return nil, adminError(err)
+		return nil, adminError(withMissing(err, checks))
 	}
 	resp.Recorded = true
 	return resp, nil
+}
+
+// withMissing adds what the preflight found missing: a server with wal_level = minimal, say, refuses us for want of walsenders.
+func withMissing(err error, checks []*pb.Preflight) error {
+	for _, c := range checks {
+		if c.Level == levelError {
+			err = fmt.Errorf("%w\n%s: %s", err, c.Name, c.Message)
+		}
+	}
+	return err
 }
 
 func (a *admin) Detach(ctx context.Context, req *pb.DetachRequest) (*pb.DetachResponse, error) {

@@ -177,7 +177,7 @@ func (f *follower) followOnce(ctx context.Context, st state) error {
 }
 
 // refusedWait is how long until a server that was refused is asked again.
-const refusedWait = 10 * time.Second
+const refusedWait = 5 * time.Second
 
 // receive streams until ctx ends or the spool fails. A server that is refused, or has left our timeline, ends nothing else: what was received before is still
 // ingested. It is asked again, slowly: the address may be given back to the right server.

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"everpage/chunk/verify"
@@ -312,9 +313,12 @@ func (r *run) sound(ctx context.Context) error {
 	if len(f.Warnings) > 0 {
 		return fmt.Errorf("the node warns: %q", f.Warnings)
 	}
-	if res := r.node.Run(ctx, "check", "--quiet"); res.Code != 0 {
+	began := time.Now()
+	res := r.node.Run(ctx, "check", "--quiet")
+	if res.Code != 0 {
 		return fmt.Errorf("check: exit code %d: %s%s", res.Code, res.Stdout, res.Stderr)
 	}
+	r.o.Logf("at %s: check in %.1f s: %s", at, time.Since(began).Seconds(), strings.TrimSpace(res.Stdout))
 	return nil
 }
 

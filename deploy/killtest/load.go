@@ -67,7 +67,7 @@ func startLoad(ctx context.Context, s *pgtest.Server, seed uint64) *load {
 	l := &load{cancel: cancel}
 	l.done.Go(func() {
 		for ctx.Err() == nil {
-			_, _ = s.Pgbench(ctx, "-n", "-c", "2", "-T", "600", "-R", "100")
+			_, _ = s.Pgbench(ctx, "-n", "-c", "2", "-T", "600", "-R", "60")
 			breathe(ctx)
 		}
 	})
@@ -98,7 +98,7 @@ func (l *load) stop() {
 func breathe(ctx context.Context) {
 	select {
 	case <-ctx.Done():
-	case <-time.After(20 * time.Millisecond):
+	case <-time.After(50 * time.Millisecond):
 	}
 }
 

@@ -16,11 +16,11 @@ type expect struct {
 
 // check refuses a server that is not of the cluster or cannot be followed.
 func (e expect) check(s Server) error {
+	if s.Major != e.major {
+		return fmt.Errorf("%w: %d, we follow %d; correct the conninfo, or after pg_upgrade detach and attach anew", ErrMajor, s.Major, e.major)
+	}
 	if s.SystemID != e.systemID {
 		return fmt.Errorf("%w: its system identifier is %d, ours %d; correct the conninfo, or detach and attach to follow the other one", ErrSystem, s.SystemID, e.systemID)
-	}
-	if s.Major != e.major {
-		return fmt.Errorf("%w: %d, we follow %d; after pg_upgrade the cluster must be attached anew", ErrMajor, s.Major, e.major)
 	}
 	if s.SegmentSize != e.segment {
 		return fmt.Errorf("%w: %d bytes, ours has %d; after pg_resetwal the cluster must be attached anew", ErrSegment, s.SegmentSize, e.segment)

@@ -217,7 +217,7 @@ func (r *Receiver) connect(ctx context.Context, pos Position) (*session, error) 
 	s.slot = !from.switched || pos.Next < from.at // nothing is left to receive from a timeline that was left before our end
 	if s.slot && server.Major >= 15 {
 		if _, err := ReadSlot(setup, c, r.o.Slot); err != nil {
-			return nil, err
+			return nil, adviseSlot(r.o.Slot, from.start, err)
 		}
 	}
 	if s.w, err = c.takeOver(ctx); err != nil {

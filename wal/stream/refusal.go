@@ -73,6 +73,14 @@ func (e *SinkError) Error() string { return "received WAL: " + e.Op + ": " + e.E
 // Unwrap gives the cause.
 func (e *SinkError) Unwrap() error { return e.Err }
 
+// adviseSlot adds the next step to an error that says that our slot is gone.
+func adviseSlot(slot string, from pg.LSN, err error) error {
+	if !errors.Is(err, ErrSlotMissing) {
+		return err
+	}
+	return fmt.Errorf("%w; WAL may be missing from %s on: make the slot again with %s and see whether the server still has it", err, from, CreateSlotSQL(slot))
+}
+
 // explainStream finds out why the server ended or refused the stream.
 func explainStream(slot string, from pg.LSN, err error) error {
 	var pe *pgconn.PgError
@@ -81,7 +89,7 @@ func explainStream(slot string, from pg.LSN, err error) error {
 	}
 	switch pe.Code {
 	case codeUndefinedObject:
-		return fmt.Errorf("slot %s: %w: %w; WAL may be missing from %s on: make the slot again with %s and see whether the server still has it", slot, ErrSlotMissing, err, from, CreateSlotSQL(slot))
+		return adviseSlot(slot, from, fmt.Errorf("slot %s: %w: %w", slot, ErrSlotMissing, err))
 	case codeObjectInUse:
 		return fmt.Errorf("slot %s: %w: %w", slot, ErrSlotActive, err)
 	case codeUndefinedFile:
