@@ -14,6 +14,7 @@ import (
 	"everpage/deploy/nodetest"
 	"everpage/deploy/pgtest"
 	"everpage/deploy/workload"
+	"everpage/wal"
 	"everpage/wal/pg"
 	"everpage/wal/waldump"
 )
@@ -137,43 +138,57 @@ func WaitReadable(ctx context.Context, n *nodetest.Node, at pg.LSN) error {
 }
 
 // Boundaries draws n LSNs at which a record ends, in ascending order. Every second one is drawn from all of the WAL's bytes, the others from the
-// sections of the workload in turn, the last one first, as some are short: only the last has prepared transactions. A stock server that is
-// recovered to such an LSN has replayed exactly the records that end at or before it.
+// records of the workload's sections in turn, the last one first, as some are short: only the last two have prepared transactions. A stock server
+// that is recovered to such an LSN has replayed exactly the records that end at or before it.
 func (h *History) Boundaries(r *rand.Rand, n int) ([]pg.LSN, error) {
-	sections := []pg.LSN{h.From}
+	ends, err := h.recordEnds()
+	if err != nil {
+		return nil, err
+	}
+	var sections [][]pg.LSN
+	rest := ends
 	for _, m := range h.Marks {
 		at, err := pg.ParseLSN(m.LSN)
 		if err != nil {
 			return nil, err
 		}
-		if at > sections[len(sections)-1] {
-			sections = append(sections, at)
+		if k, _ := slices.BinarySearch(rest, at+1); k > 0 {
+			sections, rest = append(sections, rest[:k]), rest[k:]
 		}
 	}
-	aims := make([]pg.LSN, n)
-	for i := range aims {
-		from, to := h.From, h.To
-		if i%2 == 1 && len(sections) > 1 {
-			k := len(sections) - 1 - (i/2)%(len(sections)-1)
-			from, to = sections[k-1], sections[k]
-		}
-		aims[i] = from + pg.LSN(r.Int64N(int64(to-from)))
+	if len(sections) == 0 {
+		return nil, fmt.Errorf("the workload has no sections between %s and %s", h.From, h.To)
 	}
-	slices.Sort(aims)
+	drawn := make([]pg.LSN, n)
+	for i := range drawn {
+		if i%2 == 1 {
+			records := sections[len(sections)-1-i/2%len(sections)]
+			drawn[i] = records[r.IntN(len(records))]
+			continue
+		}
+		k, _ := slices.BinarySearch(ends, ends[0]+pg.LSN(r.Int64N(int64(ends[len(ends)-1]-ends[0]))))
+		drawn[i] = ends[k]
+	}
+	slices.Sort(drawn)
+	return drawn, nil
+}
+
+// recordEnds are the ends of all records between From and To.
+func (h *History) recordEnds() ([]pg.LSN, error) {
 	reader, closer, err := waldump.Open(h.wal, h.From, h.To)
 	if err != nil {
 		return nil, err
 	}
 	defer closer.Close()
 	var ends []pg.LSN
-	for len(aims) > 0 {
+	for {
 		rec, err := reader.Next()
+		if errors.As(err, new(*wal.EndError)) && len(ends) > 0 {
+			return ends, nil
+		}
 		if err != nil {
-			return nil, fmt.Errorf("%d of %d records found between %s and %s: %w", len(ends), n, h.From, h.To, err)
+			return nil, err
 		}
-		if rec.End >= aims[0] {
-			ends, aims = append(ends, rec.End), aims[1:]
-		}
+		ends = append(ends, rec.End)
 	}
-	return ends, nil
 }
