@@ -236,10 +236,19 @@ func samePage(s *Store, k pg.PageKey, lsn pg.LSN, want pageState) error {
 		}
 	case want.what == 'd' && errors.As(err, &damage), want.what == 'n' && errors.Is(err, ErrNotFound):
 	default:
-		return fmt.Errorf("%s at %s: got %v, want %c of %s", k, lsn, err, want.what, want.lsn)
+		return &answerError{fmt.Sprintf("%s at %s: got %v, want %c of %s", k, lsn, err, want.what, want.lsn), err}
 	}
 	return nil
 }
+
+// answerError tells of another answer than the model's; cause is the store's own error, if it gave one.
+type answerError struct {
+	text  string
+	cause error
+}
+
+func (e *answerError) Error() string { return e.text }
+func (e *answerError) Unwrap() error { return e.cause }
 
 // compareAt compares all that the store says at one LSN with the model.
 func (x *world) compareAt(lsn pg.LSN) {

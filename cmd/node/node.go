@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -42,7 +43,7 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	if err := cfg.complete(); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(cfg.Data, 0o700); err != nil {
+	if err := makeData(cfg.Data); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	n := &Node{cfg: cfg, started: time.Now(), redoer: &redoer{}}
@@ -98,6 +99,25 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 		err = nil
 	}
 	return err
+}
+
+// makeData makes the data directory and those above it, and fsyncs what names them: all that is acknowledged lies in it.
+func makeData(dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if err := makeData(parent); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(parent)
 }
 
 // stopWait is how long requests under way may take when the node stops.

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -45,5 +47,20 @@ func TestUnprovenIsRefusedWhateverIsAsked(t *testing.T) {
 		if got := pageapi.CodeOf(err); got != c.code {
 			t.Errorf("position %s became %s: %v (code %v), want code %v", c.lsn, at.LSN, err, got, c.code)
 		}
+	}
+}
+
+func TestDataDirectoryIsMadeWithThoseAboveIt(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b", "c")
+	for range 2 {
+		if err := makeData(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeData(filepath.Join(dir, "file", "d")); err == nil {
+		t.Error("a directory was made below a file")
 	}
 }
