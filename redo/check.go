@@ -85,7 +85,9 @@ func CheckImage(rec *wal.Record, blk *wal.Block, ours pg.Page, s *CheckScratch) 
 }
 
 // CompareVM compares the bits of two pages of the visibility map. The outcome is CheckEqual or CheckVMBits.
-func CompareVM(block pg.BlockNumber, ours, theirs pg.Page, s *CheckScratch) Check { return s.checkVM(block, ours, theirs) }
+func CompareVM(block pg.BlockNumber, ours, theirs pg.Page, s *CheckScratch) Check {
+	return s.checkVM(block, ours, theirs)
+}
 
 func (s *CheckScratch) checkVM(block pg.BlockNumber, ours, image pg.Page) Check {
 	s.extra, s.missing = s.extra[:0], s.missing[:0]
