@@ -23,6 +23,7 @@ import (
 type Options struct {
 	Binary string // made by nodetest.Build
 	Dir    string // an absent or empty directory; removed unless something failed
+	Major  int    // of the primary; 0: 15
 	Seed   uint64
 	// NodeKills is how often the node is killed in all: three times around the base backup, the rest under load and while it catches up. At least 4.
 	NodeKills    int
@@ -86,7 +87,7 @@ func settings() map[string]string {
 }
 
 func (r *run) start(ctx context.Context) (err error) {
-	if r.primary, err = pgtest.Start(ctx, pgtest.Config{Dir: filepath.Join(r.o.Dir, "primary"), Settings: settings(), InitdbArgs: []string{"--data-checksums"}}); err != nil {
+	if r.primary, err = pgtest.Start(ctx, pgtest.Config{Major: r.o.Major, Dir: filepath.Join(r.o.Dir, "primary"), Settings: settings(), InitdbArgs: []string{"--data-checksums"}}); err != nil {
 		return err
 	}
 	if err := prepare(ctx, r.primary); err != nil {

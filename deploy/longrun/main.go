@@ -47,6 +47,9 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) > 0 && args[0] == "restore" {
 		return restoreCommand(ctx, args[1:], out)
 	}
+	if len(args) > 0 && args[0] == "kills" {
+		return killsCommand(ctx, args[1:], out)
+	}
 	var o options
 	f := flag.NewFlagSet("longrun", flag.ContinueOnError)
 	f.IntVar(&o.major, "major", 15, "PostgreSQL major")
