@@ -138,10 +138,10 @@ func WaitReadable(ctx context.Context, n *nodetest.Node, at pg.LSN) error {
 }
 
 // Boundaries draws n LSNs at which a record ends, in ascending order. Every second one is drawn from all of the WAL's bytes, the others from the
-// records of the workload's sections in turn, the last one first, as some are short: only the last two have prepared transactions. A stock server
-// that is recovered to such an LSN has replayed exactly the records that end at or before it.
+// PREPAREs and then from the records of the workload's sections in turn, the last one first, as some are short. A stock server that is recovered to
+// such an LSN has replayed exactly the records that end at or before it.
 func (h *History) Boundaries(r *rand.Rand, n int) ([]pg.LSN, error) {
-	ends, err := h.recordEnds()
+	ends, prepares, err := h.recordEnds()
 	if err != nil {
 		return nil, err
 	}
@@ -159,6 +159,9 @@ func (h *History) Boundaries(r *rand.Rand, n int) ([]pg.LSN, error) {
 	if len(sections) == 0 {
 		return nil, fmt.Errorf("the workload has no sections between %s and %s", h.From, h.To)
 	}
+	if len(prepares) > 0 {
+		sections = append(sections, prepares)
+	}
 	drawn := make([]pg.LSN, n)
 	for i := range drawn {
 		if i%2 == 1 {
@@ -173,22 +176,25 @@ func (h *History) Boundaries(r *rand.Rand, n int) ([]pg.LSN, error) {
 	return drawn, nil
 }
 
-// recordEnds are the ends of all records between From and To.
-func (h *History) recordEnds() ([]pg.LSN, error) {
+// recordEnds are the ends of all records between From and To, and of those that prepare a transaction.
+func (h *History) recordEnds() (ends, prepares []pg.LSN, err error) {
 	reader, closer, err := waldump.Open(h.wal, h.From, h.To)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer closer.Close()
-	var ends []pg.LSN
 	for {
 		rec, err := reader.Next()
 		if errors.As(err, new(*wal.EndError)) && len(ends) > 0 {
-			return ends, nil
+			return ends, prepares, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		ends = append(ends, rec.End)
+		const xactPrepare = 0x10
+		if rec.Rmgr == wal.RmTransaction && rec.Info&0x70 == xactPrepare {
+			prepares = append(prepares, rec.End)
+		}
 	}
 }
