@@ -1,0 +1,168 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// factor is a setting and the values that it may have. The order of factors and values is part of what a seed means.
+type factor struct {
+	name   string
+	values []string
+}
+
+// The factors that are no settings of postgresql.conf.
+const (
+	checksums   = "checksums"
+	segmentSize = "wal_segment_size" // MB
+)
+
+// factors are a major's: its servers' builds differ in what they compress with.
+func factors(major int) []factor {
+	compression := []string{"off", "pglz"}
+	switch major {
+	case 14:
+		compression = []string{"off", "on"}
+	case 15:
+		compression = append(compression, "lz4", "zstd")
+	}
+	return []factor{
+		{"wal_compression", compression},
+		{segmentSize, []string{"16", "1", "64"}},
+		{checksums, []string{"off", "on"}},
+		{"wal_log_hints", []string{"off", "on"}},
+		{"full_page_writes", []string{"on", "off"}},
+		{"wal_level", []string{"replica", "logical"}},
+		{"track_commit_timestamp", []string{"on", "off"}},
+	}
+}
+
+// combination is a value of each factor, in their order.
+type combination []string
+
+func (c combination) text(fs []factor) string {
+	parts := make([]string, len(c))
+	for i, v := range c {
+		parts[i] = fs[i].name + "=" + v
+	}
+	return strings.Join(parts, " ")
+}
+
+func (c combination) of(fs []factor, name string) string {
+	return c[slices.IndexFunc(fs, func(f factor) bool { return f.name == name })]
+}
+
+// pair is two values of two factors.
+type pair struct {
+	i, j int
+	a, b string
+}
+
+func pairs(fs []factor) map[pair]bool {
+	all := map[pair]bool{}
+	for i := range fs {
+		for j := i + 1; j < len(fs); j++ {
+			for _, a := range fs[i].values {
+				for _, b := range fs[j].values {
+					all[pair{i, j, a, b}] = true
+				}
+			}
+		}
+	}
+	return all
+}
+
+func (c combination) pairs(yield func(pair) bool) {
+	for i := range c {
+		for j := i + 1; j < len(c); j++ {
+			if !yield(pair{i, j, c[i], c[j]}) {
+				return
+			}
+		}
+	}
+}
+
+// minimumRows is how long an array is at least: short of it combinations that cover nothing new are added, which differ most from what there is.
+const minimumRows = 8
+
+// array is a pairwise covering array: for any two factors every two of their values meet in one row. Each row is, of all combinations, the first that
+// covers most of what no row before it does.
+func array(fs []factor) []combination {
+	every := product(fs)
+	open := pairs(fs)
+	var rows []combination
+	for len(open) > 0 || len(rows) < minimumRows {
+		best, most := -1, -1
+		for i, c := range every {
+			n := 0
+			for p := range c.pairs {
+				if open[p] {
+					n++
+				}
+			}
+			if n > most && !slices.ContainsFunc(rows, func(r combination) bool { return slices.Equal(r, c) }) {
+				best, most = i, n
+			}
+		}
+		rows = append(rows, every[best])
+		for p := range every[best].pairs {
+			delete(open, p)
+		}
+	}
+	return rows
+}
+
+func product(fs []factor) []combination {
+	all := []combination{{}}
+	for _, f := range fs {
+		var longer []combination
+		for _, c := range all {
+			for _, v := range f.values {
+				longer = append(longer, append(slices.Clone(c), v))
+			}
+		}
+		all = longer
+	}
+	return all
+}
+
+// run is one entry of a major's plan.
+type plannedRun struct {
+	Major int
+	Seed  int64
+	combo combination
+}
+
+// plan is the major's i-th run. Its seed tells all of it.
+func plan(major, i int) plannedRun {
+	rows := array(factors(major))
+	return plannedRun{Major: major, Seed: int64(major)*100_000 + int64(i), combo: rows[i%len(rows)]}
+}
+
+func (p plannedRun) String() string {
+	return fmt.Sprintf("PostgreSQL %d seed=%d %s", p.Major, p.Seed, p.combo.text(factors(p.Major)))
+}
+
+// server translates the combination for initdb and postgresql.conf.
+func (p plannedRun) server() (settings map[string]string, initdb []string) {
+	settings = map[string]string{}
+	for i, f := range factors(p.Major) {
+		v := p.combo[i]
+		switch {
+		case f.name == checksums && v == "on":
+			initdb = append(initdb, "--data-checksums")
+		case f.name == checksums && p.Major >= 18:
+			initdb = append(initdb, "--no-data-checksums")
+		case f.name == checksums:
+		case f.name == segmentSize:
+			initdb = append(initdb, "--wal-segsize="+v)
+			if v == "64" {
+				settings["min_wal_size"] = "160MB"
+			}
+		default:
+			settings[f.name] = v
+		}
+	}
+	return settings, initdb
+}
