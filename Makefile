@@ -47,3 +47,7 @@ ci-long: build servers ## a slice of the long runs under a fresh seed, at most 3
 .PHONY: longrun
 longrun: build servers ## the long runs, resumable; logs in deploy/longrun
 	$(GO) run ./deploy/longrun
+
+.PHONY: redo-coverage
+redo-coverage: servers ## what of redo was held against real servers, by record type: redo/COVERAGE.md; resumable
+	$(GO) run ./deploy/coverage
