@@ -50,6 +50,7 @@ type Pipeline struct {
 	w        *chunk.Writer
 	progress chunk.Progress
 	backup   pg.LSN // the base backup's stop LSN
+	segment  uint32 // bytes in a WAL segment
 
 	state   redo.ControlState
 	origins map[uint32]uint64 // replication origin → remote LSN
@@ -87,7 +88,7 @@ func Open(store *chunk.Store, opts Options) (*Pipeline, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pipeline{opts: opts, w: w, progress: progress, backup: n.BackupEnd, origins: map[uint32]uint64{}, batch: opts.From}
+	p := &Pipeline{opts: opts, w: w, progress: progress, backup: n.BackupEnd, segment: n.WALSegmentSize, origins: map[uint32]uint64{}, batch: opts.From}
 	if err := p.load(store); err != nil {
 		w.Close()
 		return nil, err
@@ -147,7 +148,7 @@ func (p *Pipeline) Drain(ctx context.Context, r Reader) error {
 		if err != nil {
 			readable := r.Position()
 			if errors.Is(err, wal.ErrMore) {
-				readable, err = r.Received(), nil
+				readable, err = p.behindHeader(r.Received()), nil
 			}
 			return errors.Join(err, p.commit(readable, r.Position()))
 		}
@@ -163,6 +164,18 @@ func (p *Pipeline) Drain(ctx context.Context, r Reader) error {
 			}
 		}
 	}
+}
+
+// behindHeader is the LSN behind the page header that starts at lsn, if lsn is where a page does: no record can end in between, and a server that has
+// just begun a page tells that LSN as its own position.
+func (p *Pipeline) behindHeader(lsn pg.LSN) pg.LSN {
+	switch {
+	case lsn%pg.BlockSize != 0:
+		return lsn
+	case p.segment != 0 && lsn%pg.LSN(p.segment) == 0:
+		return lsn + wal.LongPageHeaderSize
+	}
+	return lsn + wal.ShortPageHeaderSize
 }
 
 // commit makes everything up to readable visible. position is where the reader must start again after a crash.

@@ -52,6 +52,9 @@ func (f *follower) attach(ctx context.Context, conninfo string) error {
 	}
 	next := f.st
 	next.Primary = where
+	if next.Left != nil && next.Left.Slot == slot && next.SystemIdentifier == server.SystemID {
+		next.Left = nil // it is in use again
+	}
 	next.Conninfo, next.Slot, next.SystemIdentifier, next.Major, next.WALSegmentSize = conninfo, slot, server.SystemID, server.Major, uint32(server.SegmentSize)
 	return f.change(next)
 }
@@ -103,11 +106,15 @@ func (f *follower) detach(ctx context.Context, keep bool) (*pb.DetachResponse, e
 	defer f.deciding.Unlock()
 	f.mu.Lock()
 	st := f.st
-	if st.Conninfo == "" && (keep || st.SystemIdentifier == 0) {
+	if st.Conninfo == "" && st.Left == nil && (keep || st.SystemIdentifier == 0) {
 		f.mu.Unlock()
 		return nil, fmt.Errorf("%w: no primary is attached", errState)
 	}
 	f.st.Conninfo = ""
+	if st.Conninfo != "" {
+		f.st.Left = &leftSlot{Conninfo: st.Conninfo, Slot: st.Slot, Primary: st.Primary}
+	}
+	left := f.st.Left
 	f.wake()
 	idle := f.idle
 	f.mu.Unlock()
@@ -115,11 +122,13 @@ func (f *follower) detach(ctx context.Context, keep bool) (*pb.DetachResponse, e
 		return nil, err
 	}
 	resp := &pb.DetachResponse{}
-	if st.Conninfo != "" {
-		if err := dropSlot(ctx, st); err != nil {
-			resp.Message, resp.Sql = "the slot could not be dropped: "+err.Error(), stream.DropSlotSQL(st.Slot)
+	if left != nil {
+		if err := dropSlot(ctx, left); err != nil {
+			resp.Message, resp.Sql = "the slot could not be dropped: "+err.Error(), stream.DropSlotSQL(left.Slot)
+		} else if err := f.forgetSlot(); err != nil {
+			return nil, err
 		} else {
-			resp.DroppedSlots = []string{st.Slot}
+			resp.DroppedSlots = []string{left.Slot}
 		}
 	}
 	if keep {
@@ -144,13 +153,26 @@ func (f *follower) leave(ctx context.Context, idle <-chan struct{}, st state) er
 		err = f.st.save(f.n.cfg.Data)
 	}
 	if err != nil {
-		f.st.Conninfo = st.Conninfo
+		f.st.Conninfo, f.st.Left = st.Conninfo, st.Left
 		f.wake()
 	}
 	return err
 }
 
-func dropSlot(ctx context.Context, st state) error {
+// forgetSlot notes that the slot that was left is gone.
+func (f *follower) forgetSlot() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	next := f.st
+	next.Left = nil
+	if err := next.save(f.n.cfg.Data); err != nil {
+		return err
+	}
+	f.st = next
+	return nil
+}
+
+func dropSlot(ctx context.Context, st *leftSlot) error {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	for {
@@ -186,7 +208,7 @@ func (f *follower) forget() error {
 	if err := os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir)); err != nil {
 		return err
 	}
-	fresh := state{Format: stateFormat, Cluster: f.st.Cluster, Node: f.st.Node, Shards: f.st.Shards, NextTimeline: f.st.NextTimeline}
+	fresh := state{Format: stateFormat, Cluster: f.st.Cluster, Node: f.st.Node, Shards: f.st.Shards, NextTimeline: f.st.NextTimeline, Left: f.st.Left}
 	f.imported, f.importTotal, f.warnings = 0, 0, nil
 	return f.change(fresh)
 }

@@ -263,6 +263,9 @@ func (f *follower) status() *pb.FollowStatus {
 		ImportBytesDone: uint64(f.imported), ImportBytesTotal: uint64(f.importTotal), Records: f.records.Load(), WalBytesPerSecond: f.rate.perSecond(),
 		Warnings: append([]string{}, f.warnings...),
 	}
+	if l := f.st.Left; l != nil {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("slot %s is still on %s, which keeps WAL for it: everpage detach drops it, or %s there", l.Slot, l.Primary, stream.DropSlotSQL(l.Slot)))
+	}
 	progress, ok := f.n.store.Progress(mainBranch)
 	if ok {
 		s.ReadableLsn, s.ConsistentLsn = uint64(progress.Readable), uint64(progress.Consistent)

@@ -33,7 +33,16 @@ type state struct {
 	History          wal.History   `json:"history"`                 // of Timeline
 	Primary          string        `json:"primary,omitempty"`       // where and as whom, for people
 	NextTimeline     pg.TimelineID `json:"next_timeline,omitempty"` // for the next restore
-	Hole             string        `json:"hole,omitempty"`
+	// Left is a slot that a detach has still to drop: until then the primary keeps WAL for it.
+	Left *leftSlot `json:"left,omitempty"`
+	Hole string    `json:"hole,omitempty"`
+}
+
+// leftSlot is where a slot is and how to get there.
+type leftSlot struct {
+	Conninfo string `json:"conninfo"`
+	Slot     string `json:"slot"`
+	Primary  string `json:"primary"`
 }
 
 func statePath(dir string) string { return filepath.Join(dir, "node.json") }

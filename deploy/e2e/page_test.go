@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
+	"everpage/deploy/pgtest"
 	"everpage/wal/pg"
 )
 
@@ -89,5 +91,51 @@ func TestPageGetShowsWhatPageinspectShows(t *testing.T) {
 		if !seen[record] {
 			t.Errorf("the page's history has no %s: %v", record, seen)
 		}
+	}
+}
+
+// An idle primary's own position may lie behind the header of a page that it has only begun. Nothing ends there, so a read need not wait.
+func TestReadAtThePositionOfAnIdlePrimary(t *testing.T) {
+	t.Parallel()
+	s, n := newPrimary(t, map[string]string{"autovacuum": "off", "checkpoint_timeout": "1h"}), newNode(t)
+	attach(t, n, s)
+	s.MustSQL(t, "postgres", "checkpoint", "select pg_switch_wal()")
+	at := parseLSN(t, s.MustSQL(t, "postgres", "select pg_current_wal_insert_lsn()")[0][0])
+	if at%pg.BlockSize != 40 {
+		t.Fatalf("the primary is at %s, not behind the header of a segment", at)
+	}
+	n.Must(t, "rel", "size", "global/1262", "--lsn", at.String())
+	refused(t, n, 5, []string{"the primary itself has written WAL up to"}, "rel", "size", "global/1262", "--lsn", (at + 8).String(), "--timeout", "1s")
+}
+
+// A slot that could not be dropped is not forgotten.
+func TestASlotThatIsLeftBehindIsToldAndDroppedLater(t *testing.T) {
+	t.Parallel()
+	s, n := newPrimary(t), newNode(t)
+	attach(t, n, s)
+	if err := s.Stop(t.Context(), pgtest.Fast); err != nil {
+		t.Fatal(err)
+	}
+	if out := n.Must(t, "detach", "--keep-data"); !strings.Contains(out, "pg_drop_replication_slot") {
+		t.Errorf("detach doesn't print the SQL that drops the slot:\n%s", out)
+	}
+	n.Kill9()
+	if err := n.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := n.Status(t.Context()); err != nil || !strings.Contains(strings.Join(f.Warnings, "\n"), slotName) {
+		t.Errorf("status doesn't warn of the slot: %q, %v", f.Warnings, err)
+	}
+	if err := s.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out := n.Must(t, "detach", "--keep-data"); !strings.Contains(out, "dropped slot "+slotName) {
+		t.Errorf("the second detach doesn't drop the slot:\n%s", out)
+	}
+	if rows := s.MustSQL(t, "postgres", "select slot_name from pg_replication_slots"); len(rows) != 0 {
+		t.Errorf("slots left: %v", rows)
+	}
+	if f, err := n.Status(t.Context()); err != nil || len(f.Warnings) != 0 {
+		t.Errorf("status still warns: %q, %v", f.Warnings, err)
 	}
 }
