@@ -38,15 +38,19 @@ lint: ## formatting, vet, static analysis, generated code, layering
 
 .PHONY: bench
 bench: build servers ## the table of RESULTS.md, beside peers, in one run
-	$(GO) run ./deploy/bench
+	$(GO) run ./deploy/bench -out deploy/bench
 
 .PHONY: ci-long
-ci-long: build servers ## a slice of the long runs under a fresh seed, at most 30 minutes
-	$(GO) run ./deploy/longrun --budget 12m
+ci-long: build servers ## a slice of the long runs under fresh seeds, at most 30 minutes
+	$(GO) run ./deploy/longrun -budget 6m
+	$(GO) run ./deploy/longrun kills -binary $(abspath $(BIN)) -budget 4m
+	$(GO) run ./deploy/longrun restore -binary $(abspath $(BIN)) -budget 6m
 
 .PHONY: longrun
-longrun: build servers ## the long runs, resumable; logs in deploy/longrun
-	$(GO) run ./deploy/longrun
+longrun: build servers ## the long runs, resumable by their logs in deploy/longrun
+	$(GO) run ./deploy/longrun -pages 2000000 -log deploy/longrun/verify-15.log
+	$(GO) run ./deploy/longrun kills -binary $(abspath $(BIN)) -kills 100 -log deploy/longrun/kills-15.log
+	$(GO) run ./deploy/longrun restore -binary $(abspath $(BIN)) -count 40 -log deploy/longrun/restore-15.log
 
 .PHONY: redo-coverage
 redo-coverage: servers ## what of redo was held against real servers, by record type: redo/COVERAGE.md; resumable
