@@ -146,7 +146,8 @@ func (p plannedRun) String() string {
 
 // server translates the combination for initdb and postgresql.conf.
 func (p plannedRun) server() (settings map[string]string, initdb []string) {
-	settings = map[string]string{}
+	// Recovery refuses a tablespace without a link otherwise.
+	settings = map[string]string{"allow_in_place_tablespaces": "on"}
 	for i, f := range factors(p.Major) {
 		v := p.combo[i]
 		switch {

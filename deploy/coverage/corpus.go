@@ -83,6 +83,10 @@ func (m *maker) second(ctx context.Context) error {
 	if err := m.server.StartAgain(ctx); err != nil {
 		return err
 	}
+	// It keeps vacuum from removing anything.
+	if _, err := m.server.SQL(ctx, "postgres", "commit prepared 'p_stays'"); err != nil {
+		return err
+	}
 	if err := m.work(ctx, workload.Indexes); err != nil {
 		return err
 	}

@@ -79,9 +79,9 @@ func oracleOf(rmgr wal.Rmgr, name string) oracle {
 	return image
 }
 
-// unreachable says why no followed server writes a type. Each has a unit test all the same.
+// unreachable says why no followed server writes a type. Each has a unit test all the same, which is named.
 var unreachable = map[string]string{
-	"XLOG/NOOP":            "nothing in PostgreSQL writes it",
-	"Gist/ASSIGN_LSN":      "written at wal_level = minimal only, with which no server can be followed",
-	"Heap/HOT_UPDATE+INIT": "a page is initialised by a tuple that is alone on it, and the old version is on the same page",
+	"XLOG/NOOP":            "nothing in PostgreSQL writes it (TestUnreachableRecordsChangeNothing)",
+	"Gist/ASSIGN_LSN":      "written at wal_level = minimal only, with which no server can be followed (TestUnreachableRecordsChangeNothing)",
+	"Heap/HOT_UPDATE+INIT": "a page is initialised by a tuple that is alone on it, and the old version is on the same page (TestUnreachableHotUpdateOfNewPage)",
 }

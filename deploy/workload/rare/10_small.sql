@@ -1,9 +1,6 @@
 -- Many of what other workloads write few of: marks, messages, origins, prepared transactions, mapped files, databases, tablespaces.
 -- Variables: round, new whether the major is 15 or later.
 
--- Mixed leaves one that holds locks on catalogs.
-commit prepared 'p_stays';
-
 create table rr(a int primary key, t text);
 insert into rr select g, '' from generate_series(1, 100) g;
 
@@ -72,6 +69,3 @@ select pg_start_backup('none', true, false);
 insert into rr values (202, 'in a backup');
 select pg_stop_backup(false, false);
 \endif
-
--- one to find prepared after what follows
-begin; insert into rr values (301, 'prepared'); prepare transaction 'rare_stays';

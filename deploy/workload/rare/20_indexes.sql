@@ -19,3 +19,10 @@ insert into ri select g, md5(g::text) from generate_series(1, 200) g;
 select format('create index ri_%s on ri using %s(%s)', g, m, c), format('insert into ri select g, md5((g * %s)::text) from generate_series(1, 40) g', g),
 	format('drop index ri_%s', g)
 from generate_series(1, 13) g, (values ('brin', 'a'), ('hash', 'a'), ('gin', 'a'), ('gist', 'a'), ('spgist', 't'), ('btree', 'a')) v(m, c) \gexec
+
+-- a B-tree of one leaf below its root, which is the fast root: its split needs an insertion above the fast root
+select format('create table rb_%s(a int) with (autovacuum_enabled = off)', g), format('insert into rb_%s select generate_series(1, 800)', g),
+	format('alter table rb_%s add primary key (a) with (fillfactor = 10)', g), format('delete from rb_%s where a < 799', g), 'select txid_current()',
+	format('vacuum (index_cleanup on) rb_%s', g), format('vacuum (index_cleanup on) rb_%s', g),
+	format('insert into rb_%s select generate_series(1, 500)', g)
+from generate_series(1, 13) g \gexec

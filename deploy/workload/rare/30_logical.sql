@@ -1,7 +1,5 @@
 -- What only wal_level = logical makes a server write, some of it only while a slot holds the catalogs back.
 
--- a slot begins when no transaction is open
-commit prepared 'rare_stays';
 select 'ok' from pg_create_logical_replication_slot('rare', 'pgoutput');
 create table rl(a int primary key, t text);
 insert into rl select g, 't' from generate_series(1, 100) g;
@@ -16,4 +14,3 @@ vacuum full pg_class;
 cluster pg_type using pg_type_oid_index;
 begin; savepoint a; create table rl2(a int); savepoint b; alter table rl2 add column b int; insert into rl2 values (1, 2); commit;
 select pg_drop_replication_slot('rare');
-begin; insert into rl(a) values (301); prepare transaction 'rare_stays';
