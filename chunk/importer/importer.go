@@ -120,7 +120,9 @@ func (im *Importer) File(f stream.BackupFile) error {
 func (im *Importer) file(f stream.BackupFile, kind pg.File) error {
 	at := im.opts.Start
 	if kind.Major != 0 {
-		im.spaces[kind.Spc] = im.spaces[kind.Spc]
+		if _, known := im.spaces[kind.Spc]; !known {
+			im.spaces[kind.Spc] = false
+		}
 	}
 	switch kind.Kind {
 	case pg.FileRelation:

@@ -26,11 +26,11 @@ func CompareStopped(ctx context.Context, address, pgdata string) (*verify.Report
 	defer c.Close()
 	// The last record is the shutdown checkpoint. Where it ends depends on page boundaries; nothing follows it, so any LSN behind it that is readable will do.
 	const checkpointRecord = 24 + 2 + pg.CheckPointSize
-	st, err := c.State(ctx, pageapi.Position{LSN: control.CheckPoint + checkpointRecord})
-	if err != nil {
+	if _, err := c.State(ctx, pageapi.Position{LSN: control.CheckPoint + checkpointRecord}); err != nil {
 		return nil, fmt.Errorf("the shutdown checkpoint at %s: %w", control.CheckPoint, err)
 	}
-	if st, err = c.State(ctx, pageapi.Position{}); err != nil {
+	st, err := c.State(ctx, pageapi.Position{})
+	if err != nil {
 		return nil, err
 	}
 	return verify.Final(ctx, pgdata, st.LSN, &served{c, pageapi.Position{LSN: st.LSN}, st})
