@@ -49,10 +49,6 @@ func (c combination) text(fs []factor) string {
 	return strings.Join(parts, " ")
 }
 
-func (c combination) of(fs []factor, name string) string {
-	return c[slices.IndexFunc(fs, func(f factor) bool { return f.name == name })]
-}
-
 // pair is two values of two factors.
 type pair struct {
 	i, j int
