@@ -20,7 +20,7 @@ var rareScripts embed.FS
 // Rare writes many of the records of which a round of Mixed and of Indexes writes few or none, after both of them. No transaction
 // may be prepared: it would keep vacuum from removing anything. One is in the end, rare_stays.
 func Rare(ctx context.Context, s *pgtest.Server) error {
-	names := []string{"10_small", "20_indexes"}
+	names := []string{"10_small", "20_indexes", "25_more_indexes"}
 	level, err := s.Value(ctx, "postgres", "show wal_level")
 	if err != nil {
 		return err
