@@ -123,27 +123,43 @@ func product(fs []factor) []combination {
 	return all
 }
 
-// run is one entry of a major's plan.
+// plannedRun is one entry of a major's plan.
 type plannedRun struct {
 	Major int
 	Seed  int64
 	combo combination
+	wraps bool // transaction ids, multixacts and their members begin just before their wraparound, not just before the end of a segment of their logs
 }
+
+// seedsPerMajor is how far the seeds of two majors are apart.
+const seedsPerMajor = 100_000
 
 // plan is the major's i-th run. Its seed tells all of it.
 func plan(major, i int) plannedRun {
 	rows := array(factors(major))
-	return plannedRun{Major: major, Seed: int64(major)*100_000 + int64(i), combo: rows[i%len(rows)]}
+	return plannedRun{Major: major, Seed: int64(major)*seedsPerMajor + int64(i), combo: rows[i%len(rows)], wraps: i%3 == 2}
+}
+
+// settings is what the journal calls the run.
+func (p plannedRun) settings() string {
+	text := p.combo.text(factors(p.Major))
+	if p.wraps {
+		text += " counters=wrapping"
+	}
+	return text
 }
 
 func (p plannedRun) String() string {
-	return fmt.Sprintf("PostgreSQL %d seed=%d %s", p.Major, p.Seed, p.combo.text(factors(p.Major)))
+	return fmt.Sprintf("PostgreSQL %d seed=%d %s", p.Major, p.Seed, p.settings())
 }
 
 // server translates the combination for initdb and postgresql.conf.
 func (p plannedRun) server() (settings map[string]string, initdb []string) {
 	// Recovery refuses a tablespace without a link otherwise.
 	settings = map[string]string{"allow_in_place_tablespaces": "on"}
+	if p.wraps {
+		settings["autovacuum_freeze_max_age"], settings["autovacuum_multixact_freeze_max_age"] = "2000000000", "2000000000"
+	}
 	for i, f := range factors(p.Major) {
 		v := p.combo[i]
 		switch {

@@ -60,7 +60,7 @@ func makeCorpus(ctx context.Context, dir string, run plannedRun, log func(string
 }
 
 func (m *maker) first(ctx context.Context) error {
-	if err := advance(m.server.DataDir()); err != nil {
+	if err := m.advance(ctx); err != nil {
 		return err
 	}
 	if err := m.server.CopyCold(m.corpus.base); err != nil {
@@ -77,6 +77,31 @@ func (m *maker) first(ctx context.Context) error {
 		return err
 	}
 	return m.stop(ctx, "stop1")
+}
+
+// advance sets the new cluster's counters.
+func (m *maker) advance(ctx context.Context) error {
+	if !m.run.wraps {
+		return advance(m.server.DataDir(), endOfSegment)
+	}
+	m.log("counters")
+	for _, to := range wrapping {
+		if err := m.server.StartAgain(ctx); err != nil {
+			return err
+		}
+		for range 2 { // the second finds what the first one left behind in shared catalogs
+			if err := workload.Freeze(ctx, m.server, 1); err != nil {
+				return err
+			}
+		}
+		if err := m.server.Stop(ctx, pgtest.Fast); err != nil {
+			return err
+		}
+		if err := advance(m.server.DataDir(), to); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (m *maker) second(ctx context.Context) error {

@@ -44,8 +44,8 @@ func TestJournalIsPlanned(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		p := plan(e.Major, int(e.Seed%100_000))
-		if p.Seed != e.Seed || p.combo.text(factors(e.Major)) != e.Settings {
+		p := plan(e.Major, int(e.Seed%seedsPerMajor))
+		if p.Seed != e.Seed || p.settings() != e.Settings {
 			t.Errorf("seed %d has settings %q, the plan has %s", e.Seed, e.Settings, p)
 		}
 	}

@@ -39,6 +39,7 @@ type options struct {
 	dir     string
 	only    bool
 	verbose bool
+	seed    int64
 }
 
 func command(ctx context.Context, args []string, out io.Writer) error {
@@ -51,6 +52,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	f.StringVar(&o.table, "table", "redo/COVERAGE.md", "file that is generated from the journal")
 	f.StringVar(&o.dir, "dir", "", "where corpora are made and removed; one that fails is kept. Empty: a temporary directory")
 	f.BoolVar(&o.only, "table-only", false, "run nothing")
+	f.Int64Var(&o.seed, "seed", 0, "do this one run, also if it is in the journal")
 	f.BoolVar(&o.verbose, "v", false, "tell each step")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -96,7 +98,7 @@ func runAll(ctx context.Context, o options, out io.Writer) error {
 	var longest time.Duration
 	var wrong []string
 	for _, p := range plans(o) {
-		if slices.ContainsFunc(entries, func(e *entry) bool { return e.Seed == p.Seed && e.ok() }) {
+		if o.seed == 0 && slices.ContainsFunc(entries, func(e *entry) bool { return e.Seed == p.Seed && e.ok() }) {
 			continue
 		}
 		if o.budget > 0 && time.Since(began)+longest > o.budget {
@@ -135,6 +137,9 @@ func runAll(ctx context.Context, o options, out io.Writer) error {
 
 // plans are the runs of all majors: the first of each, then the second.
 func plans(o options) []plannedRun {
+	if o.seed != 0 {
+		return []plannedRun{plan(int(o.seed/seedsPerMajor), int(o.seed%seedsPerMajor))}
+	}
 	var all []plannedRun
 	for i := 0; ; i++ {
 		before := len(all)
@@ -180,7 +185,7 @@ func (p plannedRun) execute(ctx context.Context, dir string, log func(step strin
 
 func newEntry(p plannedRun, c *corpus, r *verify.Report) *entry {
 	e := &entry{
-		Major: p.Major, Seed: p.Seed, Settings: p.combo.text(factors(p.Major)), Server: c.version,
+		Major: p.Major, Seed: p.Seed, Settings: p.settings(), Server: c.version,
 		Records: r.Records, Compared: r.Compared, Mismatches: r.Mismatches, Types: map[string]typeEntry{},
 	}
 	for _, f := range append(r.Stops, r.Final) {
