@@ -16,8 +16,8 @@ type Options struct {
 	Redoer Redoer // how deltas are applied; required
 	Logger *slog.Logger
 
-	CacheBytes     int64  // of Pebble's block cache; 128 MiB
-	RunBytes       int64  // size at which a run in memory is frozen and becomes a table; 48 MiB. Up to 3 runs exist at a time
+	CacheBytes     int64  // of Pebble's block cache; 96 MiB
+	RunBytes       int64  // size at which a run in memory is frozen and becomes a table; 32 MiB. Up to 3 runs exist at a time
 	PageCacheBytes int64  // of pages made from deltas, kept for the next read; 16 MiB, negative for none
 	DepthBytes     int64  // of the table that knows how many deltas lie over a page's last image; 16 MiB
 	ReserveBytes   int64  // of disk space kept back for the database's own needs when the disk is full; 32 MiB, negative for none

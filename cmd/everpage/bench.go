@@ -89,9 +89,9 @@ does, and report how long that took: from the first byte until the last LSN is d
 	fl.StringVar(&f.wal, "wal", "", "`directory` with all segments from the base's checkpoint on")
 	fl.StringVar(&f.store, "store", "", "`directory` for the versions, absent or empty (default: a temporary one, removed at the end)")
 	fl.BoolVar(&f.decodeOnly, "decode-only", false, "own nothing: decode and filter only")
-	fl.Int64Var(&f.cacheBytes, "cache", 128<<20, "`bytes` of the store's block cache")
+	fl.Int64Var(&f.cacheBytes, "cache", 96<<20, "`bytes` of the store's block cache")
 	fl.Int64Var(&f.runBytes, "run", 0, "`bytes` of versions gathered in memory before they become a table (0: the default)")
-	fl.Int64Var(&f.memory, "memory", 400<<20, "`bytes` of memory that the garbage collector aims to stay below")
+	fl.Int64Var(&f.memory, "memory", 320<<20, "`bytes` of memory that the garbage collector aims to stay below")
 	fl.StringVar(&f.profile, "cpu-profile", "", "`file` for a CPU profile of the measured part")
 	return c
 }

@@ -44,12 +44,12 @@ One node is enough; nothing else needs to run beside it. The directory is locked
 	f.StringVar(&c.Cluster, "cluster", "main", "`name` of the cluster; part of the replication slot's name")
 	f.StringVar(&c.Zone, "zone", "", "failure `zone` of this node")
 	f.Uint32Var(&c.Shards, "shards", 64, "number of shards; acts only when the cluster is made")
-	f.Int64Var(&c.CacheBytes, "cache", 128<<20, "`bytes` of the store's block cache")
+	f.Int64Var(&c.CacheBytes, "cache", 96<<20, "`bytes` of the store's block cache")
 	f.Uint64Var(&c.SpoolKeep, "spool-keep", 1<<30, "`bytes` of WAL kept behind what the store has made durable")
-	f.Int64Var(&c.RunBytes, "run", 48<<20, "`bytes` of versions gathered in memory before they are written as a table")
+	f.Int64Var(&c.RunBytes, "run", 32<<20, "`bytes` of versions gathered in memory before they are written as a table")
 	f.Uint32Var(&c.SegmentBlocks, "segment-blocks", 0, "blocks in a chunk; acts only when the data directory is made")
 	f.MarkHidden("segment-blocks") // for tests, which cross chunks and shards with small relations
-	f.Int64Var(&memory, "memory", 400<<20, "`bytes` of memory that the garbage collector aims to stay below")
+	f.Int64Var(&memory, "memory", 320<<20, "`bytes` of memory that the garbage collector aims to stay below")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	return cmd
 }

@@ -56,10 +56,10 @@ func (c *Config) complete() error {
 		c.Shards = placement.DefaultShards
 	}
 	if c.CacheBytes == 0 {
-		c.CacheBytes = 128 << 20
+		c.CacheBytes = 96 << 20
 	}
 	if c.RunBytes == 0 {
-		c.RunBytes = 48 << 20
+		c.RunBytes = 32 << 20
 	}
 	if c.SpoolKeep == 0 {
 		c.SpoolKeep = 1 << 30
