@@ -156,6 +156,8 @@ func (c *checker) value(p prefix, lsn pg.LSN, v []byte) {
 		}
 		if key := p.pageKey(); key.Block == pg.InvalidBlock || key.Spc == 0 && (key.Rel != 0 || key.Fork != 0) {
 			c.violation(lsn, "is no page")
+		} else if want := c.r.s.shard(key); uint16(want) != p.shard() {
+			c.violation(lsn, "lies in shard %d, but belongs to %d", p.shard(), want)
 		}
 		c.versions = append(c.versions, pageVersion{lsn, kind})
 	case classSize:
@@ -197,7 +199,7 @@ func (c *checker) value(p prefix, lsn pg.LSN, v []byte) {
 			c.violation(lsn, "%v", errShape)
 		}
 	case classDamage:
-		page := pagePrefix(p.branch(), p.pageKey())
+		page := c.r.s.pagePrefix(p.branch(), p.pageKey())
 		d, ok, err := c.r.newest(&page, lsn)
 		if err != nil || !ok || d.lsn != lsn || VersionKind(d.value[0]) != KindDamaged && VersionKind(d.value[0]) != KindMissing {
 			c.violation(lsn, "the page has no damaged version there: %v", err)

@@ -17,7 +17,7 @@ var (
 	ErrClosed        = errors.New("the store is closed")      //
 	ErrBusy          = errors.New("already has a writer")     // a second Writer for a branch
 	ErrLocked        = errors.New("in use by another server") // the directory
-	ErrFormat        = errors.New("unknown store format")     // the directory was written by a newer release
+	ErrFormat        = errors.New("unknown store format")     // the directory was written by another release
 	ErrFull          = errors.New("store can't write")        // tables can't be written (disk full, …); what is in the store is still answered
 )
 

@@ -191,8 +191,8 @@ func TestFlippedBits(t *testing.T) {
 
 // TestMisplacedVersion moves a sealed value to another key: it must not pass for a version of that.
 func TestMisplacedVersion(t *testing.T) {
-	a := pagePrefix(1, benchKey(1))
-	b := pagePrefix(1, benchKey(2))
+	a := testChunks.pagePrefix(1, benchKey(1))
+	b := testChunks.pagePrefix(1, benchKey(2))
 	v := append([]byte{byte(KindDelta), 0, 0}, "content\x00\x00\x00\x00"...)
 	seal(a.appendKey(nil, 100), v)
 	for _, k := range [][]byte{b.appendKey(nil, 100), a.appendKey(nil, 101)} {
@@ -452,12 +452,17 @@ func TestDirectory(t *testing.T) {
 	if _, err := Open(other); err == nil || !strings.Contains(err.Error(), "16 blocks") {
 		t.Errorf("another chunk size: %v", err)
 	}
+	other = opt
+	other.Shards = 9
+	if _, err := Open(other); err == nil || !strings.Contains(err.Error(), "8 shards") {
+		t.Errorf("another number of shards: %v", err)
+	}
 	format := filepath.Join(opt.Dir, "FORMAT")
 	was, err := os.ReadFile(format)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{"everpage store 2\nsegment blocks 16\n", "", "something else\n"} {
+	for _, text := range []string{"everpage store 3\nsegment blocks 16\nshards 8\n", "everpage store 1\nsegment blocks 16\n", "", "something else\n"} {
 		if err := os.WriteFile(format, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

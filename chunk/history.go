@@ -60,7 +60,7 @@ func (s *Store) History(ctx context.Context, branch uint32, key pg.PageKey, fn f
 		return err
 	}
 	defer r.release()
-	p := pagePrefix(branch, key)
+	p := s.pagePrefix(branch, key)
 	r.seek(&p, hi)
 	for {
 		v, ok, err := r.next()

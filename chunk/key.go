@@ -7,26 +7,28 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"everpage/cluster/placement"
 	"everpage/redo"
 	"everpage/wal/pg"
 )
 
-// Every key of the store is class · branch · four numbers and a byte that the class defines · ~LSN, all big-endian and of fixed width, so that
-// byte order is the order of (class, branch, object) and, within an object, newest first.
+// Every key of the store is class · branch · shard · four numbers and a byte that the class defines · ~LSN, all big-endian and of fixed width, so that
+// byte order is the order of (class, branch, shard, object) and, within an object, newest first. Only pages have a shard: all that a shard keeps of a
+// branch is one range of keys. It is 0 elsewhere.
 const (
-	prefixLen = 1 + 4 + 4 + 4 + 4 + 1 + 4
+	prefixLen = 1 + 4 + 2 + 4 + 4 + 4 + 1 + 4
 	keyLen    = prefixLen + 8
 )
 
 // Classes of key. The numbers are part of the store's format.
 const (
-	classPage     = 1 // tablespace, database, relation, fork, block
+	classPage     = 1 // shard, tablespace, database, relation, fork, block
 	classSize     = 2 // tablespace, database, relation, fork; an SLRU segment is tablespace 0, database = SLRU, relation = segment
 	classMeta     = 3 // kind, ID[0], ID[1]
 	classCommit   = 4 // all commits and aborts of a branch, by LSN
 	classXID      = 5 // transaction ID
 	classRestore  = 6 // hash of the restore point's name
-	classDamage   = 7 // as classPage: where damage to a page begins
+	classDamage   = 7 // as classPage, without the shard: where damage to a page begins
 	classProgress = 8 // the branch itself; LSN 0
 	classEnd      = 9
 )
@@ -37,16 +39,36 @@ type prefix [prefixLen]byte
 func makePrefix(class uint8, branch, a, b, c uint32, d uint8, e uint32) (p prefix) {
 	p[0] = class
 	binary.BigEndian.PutUint32(p[1:], branch)
-	binary.BigEndian.PutUint32(p[5:], a)
-	binary.BigEndian.PutUint32(p[9:], b)
-	binary.BigEndian.PutUint32(p[13:], c)
-	p[17] = d
-	binary.BigEndian.PutUint32(p[18:], e)
+	binary.BigEndian.PutUint32(p[7:], a)
+	binary.BigEndian.PutUint32(p[11:], b)
+	binary.BigEndian.PutUint32(p[15:], c)
+	p[19] = d
+	binary.BigEndian.PutUint32(p[20:], e)
 	return p
 }
 
-func pagePrefix(branch uint32, k pg.PageKey) prefix {
-	return makePrefix(classPage, branch, k.Spc, k.DB, k.Rel, uint8(k.Fork), k.Block)
+// chunks tells how pages lie in chunks and chunks in shards.
+type chunks struct {
+	segmentBlocks, shards uint32
+}
+
+func (c chunks) shard(k pg.PageKey) placement.Shard {
+	return placement.ShardOf(placement.ChunkOf(k, c.segmentBlocks), c.shards)
+}
+
+func (c chunks) pagePrefix(branch uint32, k pg.PageKey) prefix {
+	p := makePrefix(classPage, branch, k.Spc, k.DB, k.Rel, uint8(k.Fork), k.Block)
+	binary.BigEndian.PutUint16(p[5:], uint16(c.shard(k)))
+	return p
+}
+
+// shardRange is where the pages of a branch's shard lie.
+func shardRange(branch uint32, shard placement.Shard) (lo, hi prefix) {
+	lo = makePrefix(classPage, branch, 0, 0, 0, 0, 0)
+	binary.BigEndian.PutUint16(lo[5:], uint16(shard))
+	hi = makePrefix(classPage, branch, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFF, 0xFFFFFFFF)
+	binary.BigEndian.PutUint16(hi[5:], uint16(shard))
+	return lo, hi.next()
 }
 
 func damagePrefix(branch uint32, k pg.PageKey) prefix {
@@ -71,7 +93,8 @@ func progressPrefix(branch uint32) prefix { return makePrefix(classProgress, bra
 
 func (p *prefix) class() uint8          { return p[0] }
 func (p *prefix) branch() uint32        { return binary.BigEndian.Uint32(p[1:]) }
-func (p *prefix) num(i int) uint32      { return binary.BigEndian.Uint32(p[5+4*i:]) }
+func (p *prefix) shard() uint16         { return binary.BigEndian.Uint16(p[5:]) }
+func (p *prefix) num(i int) uint32      { return binary.BigEndian.Uint32(p[7+4*i:]) }
 func (p *prefix) small() bool           { return p[0] != classPage }
 func (p *prefix) compare(o *prefix) int { return bytes.Compare(p[:], o[:]) }
 
@@ -80,9 +103,9 @@ func (p *prefix) pageKey() pg.PageKey {
 	return pg.PageKey{
 		RelFork: pg.RelFork{
 			RelFileLocator: pg.RelFileLocator{Spc: p.num(0), DB: p.num(1), Rel: p.num(2)},
-			Fork:           pg.ForkNumber(p[17]),
+			Fork:           pg.ForkNumber(p[19]),
 		},
-		Block: binary.BigEndian.Uint32(p[18:]),
+		Block: binary.BigEndian.Uint32(p[20:]),
 	}
 }
 
@@ -154,7 +177,7 @@ var comparer = newComparer()
 
 func newComparer() *pebble.Comparer {
 	c := *pebble.DefaultComparer
-	c.Name = "everpage.version.1"
+	c.Name = "everpage.version.2"
 	c.Split = func(k []byte) int { return min(len(k), prefixLen) }
 	c.ComparePointSuffixes = bytes.Compare
 	c.CompareRangeSuffixes = bytes.Compare

@@ -31,7 +31,7 @@ func (c *pageCache) slot(branch uint64, key pg.PageKey) *cacheSlot {
 	if len(c.slots) == 0 {
 		return nil
 	}
-	p := pagePrefix(uint32(branch), key)
+	p := makePrefix(classPage, uint32(branch), key.Spc, key.DB, key.Rel, uint8(key.Fork), key.Block)
 	return &c.slots[p.hash()%uint64(len(c.slots))]
 }
 

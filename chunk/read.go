@@ -98,7 +98,7 @@ func (r *reader) chain(b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) (
 			return next, 0, false, err
 		}
 	}
-	p := pagePrefix(b.num, key)
+	p := r.s.pagePrefix(b.num, key)
 	if !size.exists || block >= size.blocks {
 		return next, 0, false, r.absent(b, key, &p, fork, block, size, at)
 	}

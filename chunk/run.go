@@ -100,7 +100,7 @@ func (r *run) empty() bool { return r.nentries == 0 }
 func (p *prefix) hash() uint64 {
 	a := binary.LittleEndian.Uint64(p[0:])
 	b := binary.LittleEndian.Uint64(p[8:])
-	c := binary.LittleEndian.Uint64(p[14:])
+	c := binary.LittleEndian.Uint64(p[16:])
 	h1, l1 := bits.Mul64(a^0x9E3779B97F4A7C15, b^0xD6E8FEB86659FD93)
 	h2, l2 := bits.Mul64(h1^l1^0xA0761D6478BD642F, c^0xE7037ED1A0B428DB)
 	return h2 ^ l2
@@ -231,7 +231,7 @@ func (t *table) sorted() []*node {
 	items := make([]item, count)
 	for i := range items {
 		n := t.node(uint32(i) + 1)
-		items[i] = item{binary.BigEndian.Uint64(n.prefix[0:]), binary.BigEndian.Uint64(n.prefix[8:]), binary.BigEndian.Uint64(n.prefix[14:]), n}
+		items[i] = item{binary.BigEndian.Uint64(n.prefix[0:]), binary.BigEndian.Uint64(n.prefix[8:]), binary.BigEndian.Uint64(n.prefix[16:]), n}
 	}
 	slices.SortFunc(items, func(x, y item) int {
 		if x.a != y.a {

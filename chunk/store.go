@@ -17,11 +17,12 @@ import (
 	"github.com/cockroachdb/pebble/v2/sstable/block"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
+	"everpage/cluster/placement"
 	"everpage/wal/pg"
 )
 
 // formatVersion is the version of all that a store's directory holds. A store refuses a directory with a later one.
-const formatVersion = 1
+const formatVersion = 2
 
 // Runs in memory: one that is filled, and at most maxFrozen that become tables.
 const (
@@ -34,6 +35,7 @@ const maxSublevels = 24
 
 // Store is an open version store. Its methods may be called from any goroutine.
 type Store struct {
+	chunks
 	opt    Options
 	fs     vfs.FS
 	log    *slog.Logger
@@ -100,6 +102,12 @@ func (o *Options) defaults() error {
 	if o.SegmentBlocks == 0 {
 		o.SegmentBlocks = pg.SegmentBlocks
 	}
+	if o.Shards == 0 {
+		o.Shards = placement.DefaultShards
+	}
+	if o.Shards > MaxShards {
+		return fmt.Errorf("open store: Options.Shards is %d, want at most %d", o.Shards, MaxShards)
+	}
 	if o.MaxChain <= 0 {
 		o.MaxChain = 200
 	}
@@ -120,6 +128,7 @@ func Open(opt Options) (*Store, error) {
 	}
 	s := &Store{
 		opt:       opt,
+		chunks:    chunks{opt.SegmentBlocks, opt.Shards},
 		log:       opt.Logger,
 		cache:     newPageCache(opt.PageCacheBytes),
 		depths:    newDepthTable(opt.DepthBytes),
@@ -314,24 +323,42 @@ func (s *Store) checkFormat() error {
 		if _, err := s.fs.Stat(s.fs.PathJoin(s.opt.Dir, "pebble")); err == nil {
 			return fmt.Errorf("store %s: %w: the file FORMAT is missing", s.opt.Dir, ErrFormat)
 		}
-		return writeFile(s.fs, s.opt.Dir, "FORMAT", fmt.Sprintf("everpage store %d\nsegment blocks %d\n", formatVersion, s.opt.SegmentBlocks))
+		return writeFile(s.fs, s.opt.Dir, "FORMAT", fmt.Sprintf("everpage store %d\nsegment blocks %d\nshards %d\n", formatVersion, s.opt.SegmentBlocks, s.opt.Shards))
 	}
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
 	var version int
-	var blocks uint32
-	if _, err := fmt.Sscanf(string(b), "everpage store %d\nsegment blocks %d\n", &version, &blocks); err != nil {
+	var blocks, shards uint32
+	if _, err := fmt.Sscanf(string(b), "everpage store %d\n", &version); err != nil {
 		return fmt.Errorf("store %s: %w: FORMAT says %q", s.opt.Dir, ErrFormat, b)
 	}
 	if version > formatVersion || version < 1 {
 		return fmt.Errorf("store %s: %w: it has version %d, this release knows up to %d", s.opt.Dir, ErrFormat, version, formatVersion)
+	}
+	if version < formatVersion {
+		return fmt.Errorf("store %s: %w: it has version %d of an older release, which knew no shards: import the database anew", s.opt.Dir, ErrFormat, version)
+	}
+	if _, err := fmt.Sscanf(string(b), "everpage store %d\nsegment blocks %d\nshards %d\n", &version, &blocks, &shards); err != nil {
+		return fmt.Errorf("store %s: %w: FORMAT says %q", s.opt.Dir, ErrFormat, b)
+	}
+	if shards != s.opt.Shards {
+		return fmt.Errorf("store %s was made with %d shards and can't be opened with %d", s.opt.Dir, shards, s.opt.Shards)
 	}
 	if blocks != s.opt.SegmentBlocks {
 		return fmt.Errorf("store %s was made with chunks of %d blocks and can't be opened with %d", s.opt.Dir, blocks, s.opt.SegmentBlocks)
 	}
 	return nil
 }
+
+// MaxShards is the greatest number of shards: keys bear it in two bytes.
+const MaxShards = 1 << 16
+
+// Shards is the number of shards that chunks hash into.
+func (s *Store) Shards() uint32 { return s.opt.Shards }
+
+// Shard is the shard of a page.
+func (s *Store) Shard(key pg.PageKey) placement.Shard { return s.shard(key) }
 
 // SegmentBlocks is the number of blocks in one chunk of a relation fork.
 func (s *Store) SegmentBlocks() uint32 { return s.opt.SegmentBlocks }

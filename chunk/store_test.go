@@ -24,10 +24,12 @@ const testBranch = 7
 
 func testOptions(fs vfs.FS) Options {
 	return Options{
-		Dir: "store", FS: fs, Redoer: toyRedo{}, SegmentBlocks: 16, RunBytes: 48 << 10, CacheBytes: 4 << 20, PageCacheBytes: 256 << 10,
+		Dir: "store", FS: fs, Redoer: toyRedo{}, SegmentBlocks: 16, Shards: 8, RunBytes: 48 << 10, CacheBytes: 4 << 20, PageCacheBytes: 256 << 10,
 		DepthBytes: 512, MaxChain: 5, MaxChainBytes: 1500,
 	}
 }
+
+var testChunks = chunks{16, 8}
 
 // seedOf is the seed of a test: EVERPAGE_SEED, or a new one. It is printed.
 func seedOf(t testing.TB) uint64 {

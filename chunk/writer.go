@@ -176,7 +176,7 @@ func (w *Writer) put(p *prefix, kind uint8, origin Origin, n int, fill func(b []
 
 // page stores a page version with content b.
 func (w *Writer) page(key pg.PageKey, kind VersionKind, origin Origin, b []byte) error {
-	p := pagePrefix(w.b.num, key)
+	p := w.s.pagePrefix(w.b.num, key)
 	return w.put(&p, uint8(kind), origin, len(b), func(v []byte) { copy(v, b) })
 }
 
@@ -205,7 +205,7 @@ func (w *Writer) Image(key pg.PageKey, lsn pg.LSN, origin Origin, page pg.Page) 
 		return err
 	}
 	off, n := imageHole(page)
-	p := pagePrefix(w.b.num, key)
+	p := w.s.pagePrefix(w.b.num, key)
 	return w.put(&p, uint8(KindImage), origin, imageHead+pg.BlockSize-n, func(b []byte) { putImage(b, page, off, n) })
 }
 

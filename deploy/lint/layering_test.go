@@ -25,7 +25,7 @@ var may = map[string][]string{
 	"redo":              {"wal", "wal/pg", "redo/page"},
 	"redo/page":         {"wal/pg"},
 	"cluster/placement": {"wal/pg"},
-	"chunk":             {"redo", "wal", "wal/pg"},
+	"chunk":             {"cluster/placement", "redo", "wal", "wal/pg"},
 	"chunk/ingest":      {"chunk", "redo", "wal", "wal/pg"},
 	"chunk/importer":    {"chunk", "chunk/ingest", "redo", "wal", "wal/pg", "wal/stream"},
 	"chunk/offline":     {"chunk", "chunk/ingest", "chunk/importer", "redo", "wal", "wal/pg", "wal/stream"},
