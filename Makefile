@@ -16,8 +16,9 @@ demo: build ## the main job in under three minutes: follow, have an accident, re
 	@$(GO) run ./deploy/demo --binary $(BIN)
 
 .PHONY: servers
-servers: ## fetch the PostgreSQL servers that tests run against
+servers: ## fetch the PostgreSQL and S3 servers that tests run against
 	@for major in 14 15 16 17 18; do deploy/postgres/fetch.sh $$major >/dev/null || exit 1; done
+	@deploy/s3test/fetch.sh "$$(deploy/postgres/fetch.sh --cache-dir)" >/dev/null
 
 .PHONY: test
 test: servers ## all tests, at most 20 minutes on 2 cores

@@ -33,7 +33,8 @@ var may = map[string][]string{
 	"pageapi":           {"cluster/placement", "pageapi/datadir", "pageapi/pagepb", "wal/pg"},
 	"pageapi/datadir":   {"wal/pg"},
 	"pageapi/pagepb":    {},
-	"backup":            {"chunk", "wal"},
+	"backup/store":      {},
+	"backup":            {"backup/store", "chunk", "wal", "wal/pg"},
 	"cmd":               {""},
 	"deploy":            {""},
 }
