@@ -24,7 +24,23 @@ type reader struct {
 	cur   cursor
 	key   [keyLen]byte
 	stack []layer
-	bytes []byte // copies of what iterators lend
+	bytes []byte      // copies of what iterators lend
+	open  []*openPack // by the walk; behind its length are those to use again
+}
+
+// openPack is a pack that a walk has reached: a copy, since the iterator moves on.
+type openPack struct {
+	pack
+	i   int // the next version
+	buf []byte
+}
+
+// take opens a copy of a stored pair.
+func (o *openPack) take(key []byte, hi pg.LSN, value []byte) (err error) {
+	o.buf = append(o.buf[:0], value...)
+	o.i = 0
+	o.pack, err = openPair(key, hi, o.buf)
+	return err
 }
 
 // iterators keeps idle Pebble iterators: making one costs more than a seek. Each pins the tables that it was made over, so those that are out of
@@ -37,6 +53,9 @@ type iterators struct {
 }
 
 const maxIdle = 16
+
+// maxOpen is how many packs' buffers an idle reader keeps. More than two are open only where WAL was ingested more than once.
+const maxOpen = 8
 
 func (s *Store) reader() (*reader, error) {
 	st := s.state.Load()
@@ -75,6 +94,10 @@ func (r *reader) release() {
 	s := r.s
 	r.st = nil
 	r.cur = cursor{}
+	r.open = r.open[:0]
+	if cap(r.open) > maxOpen {
+		r.open = nil
+	}
 	r.bytes = r.bytes[:0]
 	if cap(r.bytes) > 1<<20 {
 		r.bytes = nil
@@ -118,17 +141,28 @@ type cursor struct {
 	prefix prefix
 	pos    [maxRuns]uint32
 	merge  bool   // tables may hold versions newer than those in the runs
-	table  int8   // the iterator: 0 not yet positioned, 1 on a version, 2 at the end, 3 to be moved on
-	from   pg.LSN // where the iterator is to be positioned
+	table  int8   // the iterator: 0 not yet positioned, 1 on a pair, 2 at the end
+	from   pg.LSN // where the walk starts
 	last   pg.LSN // of the last version told; versions at or beyond it are repetitions
 	any    bool
-	tlsn   pg.LSN // of the version that the iterator is on
+	tlsn   pg.LSN    // of the newest version in the pair that the iterator is on
+	single bool      // that pair is one version
+	next   *openPack // the pack with the tables' next version; nil: it is the iterator's pair
+}
+
+// wanted tells whether a version has not been passed yet.
+func (c *cursor) wanted(lsn pg.LSN) bool {
+	if c.any {
+		return lsn < c.last
+	}
+	return lsn <= c.from
 }
 
 // seek starts a walk at the object's newest version at or below lsn.
 func (r *reader) seek(p *prefix, lsn pg.LSN) {
 	c := &r.cur
 	c.prefix, c.from, c.table, c.any, c.merge = *p, lsn, 0, false, false
+	r.open = r.open[:0]
 	if len(r.st.runs) == 0 {
 		return
 	}
@@ -169,23 +203,25 @@ func (r *reader) next() (v version, ok bool, err error) {
 		}
 	}
 	if best < 0 || c.merge {
-		if err := r.tableVersion(); err != nil {
+		lsn, ok, err := r.tableVersion()
+		if err != nil {
 			return v, false, err
 		}
-		if c.table == 1 && (best < 0 || c.tlsn > v.lsn) {
+		if ok && (best < 0 || lsn > v.lsn) {
 			best = maxRuns
-			v.lsn = c.tlsn
+			v.lsn = lsn
 		}
 	}
 	switch {
 	case best < 0:
 		return v, false, nil
 	case best == maxRuns:
-		if v.value, err = r.it.ValueAndErr(); err != nil {
+		v.lent = true
+		if c.next != nil {
+			v.value = c.next.value(c.next.i)
+		} else if v.value, err = r.it.ValueAndErr(); err != nil {
 			return v, false, r.corrupt(&c.prefix, v.lsn, err)
 		}
-		v.lent = true
-		c.table = 3
 	default:
 		run := r.st.runs[best]
 		v.value = run.value(run.entry(c.pos[best]).value)
@@ -197,40 +233,107 @@ func (r *reader) next() (v version, ok bool, err error) {
 	return v, true, nil
 }
 
-// tableVersion puts the iterator on its next version that was not told yet.
-func (r *reader) tableVersion() error {
+// tableVersion finds the tables' newest version that the walk has not passed: pack.go tells why none can be missed.
+func (r *reader) tableVersion() (lsn pg.LSN, ok bool, err error) {
 	c := &r.cur
-	var valid bool
-	switch c.table {
-	case 0:
-		valid = r.it.SeekPrefixGE(c.prefix.appendKey(r.key[:0], c.from))
-	case 1:
-		if !c.any || c.tlsn < c.last {
-			return nil
+	c.next = nil
+	for i := 0; i < len(r.open); {
+		o := r.open[i]
+		for o.i < o.n && !c.wanted(o.lsn(o.i)) {
+			o.i++
 		}
-		valid = r.it.Next()
-	case 2:
+		if o.i == o.n {
+			n := len(r.open) - 1
+			r.open[i], r.open[n] = r.open[n], o
+			r.open = r.open[:n]
+			continue
+		}
+		if l := o.lsn(o.i); c.next == nil || l > lsn {
+			c.next, lsn = o, l
+		}
+		i++
+	}
+	if c.table == 0 {
+		at := c.from
+		if c.any {
+			at = c.last - 1
+		}
+		if err := r.pair(r.it.SeekPrefixGE(c.prefix.appendKey(r.key[:0], bucketEnd(at)))); err != nil {
+			return 0, false, err
+		}
+	}
+	for c.table == 1 && (c.next == nil || c.tlsn >= lsn) {
+		if c.single {
+			if c.wanted(c.tlsn) && (c.next == nil || c.tlsn > lsn) {
+				c.next = nil
+				return c.tlsn, true, nil
+			}
+		} else {
+			o, err := r.unpack()
+			if err != nil {
+				return 0, false, err
+			}
+			if o != nil && (c.next == nil || o.lsn(o.i) > lsn) {
+				c.next, lsn = o, o.lsn(o.i)
+			}
+		}
+		if err := r.pair(r.it.Next()); err != nil {
+			return 0, false, err
+		}
+	}
+	return lsn, c.next != nil, nil
+}
+
+// pair takes note of the pair that the iterator was moved to.
+func (r *reader) pair(valid bool) error {
+	c := &r.cur
+	if !valid {
+		c.table = 2
+		if err := r.it.Error(); err != nil {
+			return r.corrupt(&c.prefix, c.from, err)
+		}
 		return nil
-	case 3:
-		valid = r.it.Next()
 	}
-	for valid {
-		p, lsn, ok := splitKey(r.it.Key())
-		if !ok || p != c.prefix {
-			return r.corrupt(&c.prefix, c.from, errShape)
-		}
-		c.tlsn = lsn
-		if !c.any || lsn < c.last {
-			c.table = 1
-			return nil
-		}
-		valid = r.it.Next()
+	key := r.it.Key()
+	p, lsn, ok := splitKey(key)
+	if !ok || p != c.prefix {
+		return r.corrupt(&c.prefix, c.from, errShape)
 	}
-	c.table = 2
-	if err := r.it.Error(); err != nil {
-		return r.corrupt(&c.prefix, c.from, err)
-	}
+	c.table, c.tlsn, c.single = 1, lsn, len(key) == keyLen
 	return nil
+}
+
+// unpack opens the pack that the iterator is on, at its first version that is wanted; nil if none is.
+func (r *reader) unpack() (*openPack, error) {
+	c := &r.cur
+	v, err := r.it.ValueAndErr()
+	if err != nil {
+		return nil, r.corrupt(&c.prefix, c.tlsn, err)
+	}
+	k, err := openPair(r.it.Key(), c.tlsn, v)
+	if err != nil {
+		return nil, r.corrupt(&c.prefix, c.tlsn, err)
+	}
+	bound := c.from
+	if c.any {
+		bound = c.last - 1
+	}
+	i := k.seek(bound)
+	if i == k.n {
+		return nil, nil
+	}
+	n := len(r.open)
+	if n < cap(r.open) && r.open[:n+1][n] != nil {
+		r.open = r.open[:n+1]
+	} else {
+		r.open = append(r.open, &openPack{})
+	}
+	o := r.open[n]
+	if err := o.take(r.it.Key(), c.tlsn, v); err != nil {
+		return nil, r.corrupt(&c.prefix, c.tlsn, err)
+	}
+	o.i = i
+	return o, nil
 }
 
 // corrupt wraps an error of the database as it concerns an object. What it can't read is as bad as what fails its checksum.

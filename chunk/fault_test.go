@@ -462,7 +462,7 @@ func TestDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{"everpage store 3\nsegment blocks 16\nshards 8\n", "everpage store 1\nsegment blocks 16\n", "", "something else\n"} {
+	for _, text := range []string{"everpage store 4\nsegment blocks 16\nshards 8\n", "everpage store 2\nsegment blocks 16\nshards 8\n", "everpage store 1\nsegment blocks 16\n", "", "something else\n"} {
 		if err := os.WriteFile(format, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -218,13 +218,16 @@ func (s *Store) writeTable(path string, r *run) (err error) {
 	opt := s.dbOpt.MakeWriterOptions(0, s.db.TableFormat())
 	opt.DisableValueBlocks = true // see pebbleOptions
 	w := sstable.NewWriter(objstorageprovider.NewFileWritable(f), opt)
-	t := tableWriter{s: s, run: r, w: w}
+	t := tableWriter{s: s, run: r, pairs: pairWriter{set: w.Set}}
 	err = t.pages()
 	if err == nil {
 		err = t.small()
 	}
 	if err == nil {
 		err = t.progress()
+	}
+	if err == nil {
+		err = t.pairs.finish()
 	}
 	if cerr := w.Close(); err == nil && cerr != nil {
 		err = cerr
@@ -239,7 +242,7 @@ func (s *Store) writeTable(path string, r *run) (err error) {
 type tableWriter struct {
 	s     *Store
 	run   *run
-	w     *sstable.Writer
+	pairs pairWriter
 	key   [keyLen]byte
 	chain []uint32 // an object's entries, newest first
 	image []byte   // sealed images that take deltas' places
@@ -265,10 +268,6 @@ func (t *tableWriter) collect(n *node) {
 	}
 }
 
-func (t *tableWriter) set(p *prefix, lsn pg.LSN, value []byte) error {
-	return t.w.Set(p.appendKey(t.key[:0], lsn), value)
-}
-
 func (t *tableWriter) pages() error {
 	for _, n := range t.run.pages.sorted() {
 		t.collect(n)
@@ -283,7 +282,7 @@ func (t *tableWriter) pages() error {
 				v = t.image[t.swaps[k].off:t.swaps[k].end]
 				k--
 			}
-			if err := t.set(&n.prefix, e.lsn, v); err != nil {
+			if err := t.pairs.add(&n.prefix, e.lsn, v); err != nil {
 				return err
 			}
 		}
@@ -296,7 +295,7 @@ func (t *tableWriter) small() error {
 		t.collect(n)
 		for _, j := range t.chain {
 			e := t.run.entry(j)
-			if err := t.set(&n.prefix, e.lsn, t.run.value(e.value)); err != nil {
+			if err := t.pairs.add(&n.prefix, e.lsn, t.run.value(e.value)); err != nil {
 				return err
 			}
 		}
@@ -313,7 +312,7 @@ func (t *tableWriter) progress() error {
 			return err
 		}
 		p := progressPrefix(ps[i].b.num)
-		if err := t.set(&p, 0, v); err != nil {
+		if err := t.pairs.add(&p, 0, v); err != nil {
 			return err
 		}
 	}

@@ -12,7 +12,8 @@ import (
 	"everpage/wal/pg"
 )
 
-// Every key of the store is class · branch · shard · four numbers and a byte that the class defines · ~LSN, all big-endian and of fixed width, so that
+// Every key of the store is class · branch · shard · four numbers and a byte that the class defines · ~LSN (pack.go: and a tail, if the pair
+// holds several versions), all big-endian and of fixed width, so that
 // byte order is the order of (class, branch, shard, object) and, within an object, newest first. Only pages have a shard: all that a shard keeps of a
 // branch is one range of keys. It is 0 elsewhere.
 const (
@@ -152,9 +153,9 @@ func (p *prefix) appendKey(dst []byte, lsn pg.LSN) []byte {
 	return binary.BigEndian.AppendUint64(append(dst, p[:]...), ^uint64(lsn))
 }
 
-// splitKey takes a key of the database apart.
+// splitKey takes a key of the database apart. lsn is that of the newest version in the pair.
 func splitKey(key []byte) (p prefix, lsn pg.LSN, ok bool) {
-	if len(key) != keyLen {
+	if len(key) != keyLen && len(key) != packKeyLen {
 		return p, 0, false
 	}
 	copy(p[:], key)

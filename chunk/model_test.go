@@ -480,6 +480,9 @@ func (g *generator) base() {
 func (g *generator) next() record {
 	r := record{start: g.lsn}
 	g.lsn += pg.LSN(8 + 8*g.rng.IntN(60))
+	if g.rng.IntN(50) == 0 {
+		g.lsn += pg.LSN(8 * g.rng.IntN(packBucket/8))
+	}
 	r.lsn = g.lsn
 	rng := g.rng
 	switch n := rng.IntN(100); {

@@ -22,7 +22,7 @@ import (
 )
 
 // formatVersion is the version of all that a store's directory holds. A store refuses a directory with a later one.
-const formatVersion = 2
+const formatVersion = 3
 
 // Runs in memory: one that is filled, and at most maxFrozen that become tables.
 const (
@@ -337,7 +337,7 @@ func (s *Store) checkFormat() error {
 		return fmt.Errorf("store %s: %w: it has version %d, this release knows up to %d", s.opt.Dir, ErrFormat, version, formatVersion)
 	}
 	if version < formatVersion {
-		return fmt.Errorf("store %s: %w: it has version %d of an older release, which knew no shards: import the database anew", s.opt.Dir, ErrFormat, version)
+		return fmt.Errorf("store %s: %w: it has version %d of an older release, which kept versions in another way: import the database anew", s.opt.Dir, ErrFormat, version)
 	}
 	if _, err := fmt.Sscanf(string(b), "everpage store %d\nsegment blocks %d\nshards %d\n", &version, &blocks, &shards); err != nil {
 		return fmt.Errorf("store %s: %w: FORMAT says %q", s.opt.Dir, ErrFormat, b)
