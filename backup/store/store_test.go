@@ -45,6 +45,8 @@ func open(t *testing.T, url string) store.Store {
 
 func TestFile(t *testing.T) { conform(t, open(t, "file://"+filepath.Join(t.TempDir(), "a", "b"))) }
 
+func TestMemory(t *testing.T) { conform(t, store.NewMemory()) }
+
 func TestS3(t *testing.T) {
 	s := s3Server(t)
 	opt := store.S3Options{Bucket: "test", Prefix: "some/place/", Endpoint: s.Endpoint(), PathStyle: true, PartSize: 5 << 20}

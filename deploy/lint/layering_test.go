@@ -34,6 +34,7 @@ var may = map[string][]string{
 	"pageapi/datadir":   {"wal/pg"},
 	"pageapi/pagepb":    {},
 	"backup/store":      {},
+	"backup/archive":    {"backup/store", "wal", "wal/pg"},
 	"backup":            {"backup/store", "chunk", "wal", "wal/pg"},
 	"cmd":               {""},
 	"deploy":            {""},

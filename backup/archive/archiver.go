@@ -1,0 +1,321 @@
+package archive
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"log/slog"
+	"sync"
+	"time"
+
+	"everpage/backup/store"
+	"everpage/wal"
+	"everpage/wal/pg"
+)
+
+// Spool is where an Archiver takes WAL from: only what is durable there.
+type Spool interface {
+	First() pg.LSN
+	Durable() pg.LSN
+	DurableWAL() wal.Source
+	WaitDurable(ctx context.Context, at pg.LSN) error
+}
+
+// Options describe an Archiver. All but Log and Advance must be given.
+type Options struct {
+	Store   store.Store
+	ID      ID
+	History wal.History   // of the timeline that is archived
+	Every   time.Duration // how long the newest WAL may be missing in the store
+	Log     *slog.Logger
+	// Advance is told where the store's gap-free WAL ends, whenever that moves. An error is shown and the call repeated with the next move.
+	Advance func(ctx context.Context, end pg.LSN) error
+}
+
+// Status is how archiving goes.
+type Status struct {
+	Begin, End pg.LSN // of the gap-free WAL in the store that reaches the newest; 0: not known yet
+	Durable    pg.LSN // of the spool
+	Gaps       []Gap  // what is missing before Begin
+	Segments   uint64 // uploaded since the start
+	Pieces     uint64
+	Bytes      uint64 // of WAL
+	Uploaded   uint64 // after compression
+	Err        error  // why nothing is uploaded now
+	Moved      time.Time
+}
+
+// Lag is how many bytes of durable WAL the store does not have.
+func (s Status) Lag() uint64 {
+	if s.Durable < s.End {
+		return 0
+	}
+	return uint64(s.Durable - s.End)
+}
+
+// Archiver uploads one timeline's WAL out of a spool. Any number of them, on any nodes, may archive the same WAL: they write the same objects.
+type Archiver struct {
+	opt Options
+	mu  sync.Mutex
+	st  Status
+	// pieces of the segment where End lies, to be deleted once it is whole
+	pieces []string
+}
+
+// New makes an Archiver.
+func New(opt Options) *Archiver {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.Advance == nil {
+		opt.Advance = func(context.Context, pg.LSN) error { return nil }
+	}
+	return &Archiver{opt: opt}
+}
+
+// Status is how archiving goes now.
+func (a *Archiver) Status() Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.st
+}
+
+func (a *Archiver) update(fn func(s *Status)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	fn(&a.st)
+}
+
+const (
+	minRetry = 200 * time.Millisecond
+	maxRetry = 15 * time.Second
+)
+
+// Run archives until ctx ends, the spool fails or the store proves to hold another history (ErrDiverged). All else is tried again for as long as it takes.
+func (a *Archiver) Run(ctx context.Context, spool Spool) error {
+	if err := a.persist(ctx, func() error { return a.begin(ctx, spool) }); err != nil {
+		return err
+	}
+	for {
+		end := a.Status().End
+		if err := spool.WaitDurable(ctx, end); err != nil {
+			return err
+		}
+		due, err := a.gather(ctx, spool, end)
+		if err != nil {
+			return err
+		}
+		if err := a.persist(ctx, func() error { return a.upload(ctx, spool, due) }); err != nil {
+			return err
+		}
+	}
+}
+
+// persist repeats fn until it succeeds or can't.
+func (a *Archiver) persist(ctx context.Context, fn func() error) error {
+	for wait := minRetry; ; wait = min(2*wait, maxRetry) {
+		err := fn()
+		a.update(func(s *Status) { s.Err = err })
+		var lost *wal.TrimmedError
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, ErrDiverged), errors.Is(err, wal.ErrSpoolClosed), errors.As(err, &lost):
+			return err
+		}
+		a.opt.Log.Warn("WAL is not archived", "error", err, "retry_in", wait)
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// begin finds out what the store has already.
+func (a *Archiver) begin(ctx context.Context, spool Spool) error {
+	id, tli := a.opt.ID, a.opt.History.Timeline
+	if len(a.opt.History.Parents) > 0 {
+		text := a.opt.History.Format()
+		err := a.opt.Store.Put(ctx, id.historyName(tli), store.Bytes(text))
+		if errors.Is(err, store.ErrExists) {
+			var there []byte
+			if there, err = store.ReadAll(ctx, a.opt.Store, id.historyName(tli), 0, -1); err == nil && !bytes.Equal(there, text) {
+				err = fmt.Errorf("%w: history of timeline %d", ErrDiverged, tli)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if spool.Durable() == 0 {
+		// Nothing was received yet: where it begins is not known.
+		if err := spool.WaitDurable(ctx, 0); err != nil {
+			return err
+		}
+	}
+	inv, err := list(ctx, a.opt.Store, id, id.timelineDir(tli))
+	if err != nil {
+		return err
+	}
+	first := spool.First()
+	begin, ok := inv.First(tli)
+	if !ok {
+		begin = first
+	}
+	// The newest run of WAL without gaps is gone on with. What lies between it and the spool's start can't be had from this spool.
+	gaps := inv.Gaps(tli, begin)
+	run := begin
+	if len(gaps) > 0 {
+		run = gaps[len(gaps)-1].End
+	}
+	end := inv.end(tli, run)
+	if end < first {
+		if end > begin {
+			gaps = append(gaps, Gap{tli, end, first})
+			a.opt.Log.Error("WAL is missing in the store and here", "gap", gaps[len(gaps)-1].String())
+		}
+		run, end = first, first
+	}
+	a.pieces = nil
+	for _, o := range inv.segments[key{tli, id.SegmentSize.Number(end)}] {
+		a.pieces = append(a.pieces, o.name)
+	}
+	a.update(func(s *Status) {
+		s.Begin, s.End, s.Durable, s.Gaps, s.Moved = run, end, spool.Durable(), gaps, time.Now()
+	})
+	return a.opt.Advance(ctx, end)
+}
+
+// gather waits until a segment is whole or the newest WAL is due, and tells whether it is.
+func (a *Archiver) gather(ctx context.Context, spool Spool, end pg.LSN) (bool, error) {
+	a.update(func(s *Status) { s.Durable = spool.Durable() })
+	size := a.opt.ID.SegmentSize
+	boundary := size.Start(size.Number(end) + 1)
+	due, cancel := context.WithTimeout(ctx, a.opt.Every-time.Since(a.Status().Moved))
+	defer cancel()
+	for spool.Durable() < boundary {
+		err := spool.WaitDurable(due, max(spool.Durable(), end))
+		switch {
+		case ctx.Err() != nil:
+			return false, context.Cause(ctx)
+		case due.Err() != nil:
+			return true, nil
+		case err != nil:
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+// upload brings the store up to what is durable now: whole segments, and the newest WAL behind them where it is due.
+func (a *Archiver) upload(ctx context.Context, spool Spool, due bool) error {
+	size, tli := a.opt.ID.SegmentSize, a.opt.History.Timeline
+	durable := spool.Durable()
+	a.update(func(s *Status) { s.Durable = durable })
+	for {
+		end := a.Status().End
+		if end >= durable {
+			return nil
+		}
+		start := size.Floor(end)
+		stop := start + pg.LSN(size)
+		if durable >= stop {
+			if err := a.put(ctx, spool, start, stop); err != nil {
+				return err
+			}
+			// Readers take the whole segment where it is there, so that its pieces are of no use any more. One that stays is only an orphan.
+			for _, name := range a.pieces {
+				if name != a.opt.ID.segmentName(tli, size.Number(start)) {
+					_ = a.opt.Store.Delete(ctx, name)
+				}
+			}
+			a.pieces = nil
+			if err := a.moved(ctx, stop); err != nil {
+				return err
+			}
+			continue
+		}
+		if !due {
+			return nil
+		}
+		if err := a.put(ctx, spool, end, durable); err != nil {
+			return err
+		}
+		return a.moved(ctx, durable)
+	}
+}
+
+func (a *Archiver) moved(ctx context.Context, end pg.LSN) error {
+	a.update(func(s *Status) { s.End, s.Moved = end, time.Now() })
+	if err := a.opt.Advance(ctx, end); err != nil {
+		a.opt.Log.Warn("the store has the WAL, but the server still keeps it", "to", end, "error", err)
+	}
+	return nil
+}
+
+// put uploads the WAL of one segment between two LSNs: all of it, or a piece.
+func (a *Archiver) put(ctx context.Context, spool Spool, from, to pg.LSN) error {
+	id, tli := a.opt.ID, a.opt.History.Timeline
+	number := id.SegmentSize.Number(from)
+	b := make([]byte, to-from)
+	src := spool.DurableWAL()
+	for n := 0; n < len(b); {
+		m, err := src.ReadWAL(b[n:], from+pg.LSN(n))
+		if err != nil {
+			return err
+		}
+		n += m
+	}
+	body, crc, err := compress(id, tli, from, b)
+	if err != nil {
+		return err
+	}
+	whole := len(b) == int(id.SegmentSize)
+	name := id.segmentName(tli, number)
+	if !whole {
+		name = id.pieceName(tli, number, id.SegmentSize.Offset(from), id.SegmentSize.Offset(from)+uint32(len(b)), crc)
+	}
+	err = a.opt.Store.Put(ctx, name, store.Bytes(body))
+	if errors.Is(err, store.ErrExists) {
+		err = a.same(ctx, name, from, b)
+	}
+	if err != nil {
+		return err
+	}
+	if !whole {
+		a.pieces = append(a.pieces, name)
+	}
+	a.update(func(s *Status) {
+		if whole {
+			s.Segments++
+		} else {
+			s.Pieces++
+		}
+		s.Bytes += uint64(len(b))
+		s.Uploaded += uint64(len(body))
+	})
+	return nil
+}
+
+// same holds an object that is there already against what we would have written: an attempt whose answer was lost, or another node's.
+func (a *Archiver) same(ctx context.Context, name string, from pg.LSN, b []byte) error {
+	first, err := store.ReadAll(ctx, a.opt.Store, name, 0, headSize)
+	if err != nil {
+		return err
+	}
+	h, err := decodeHead(name, first)
+	if err != nil {
+		return err
+	}
+	if want := (head{id: a.opt.ID, timeline: a.opt.History.Timeline, start: from, length: uint64(len(b)), crc: crc32.Checksum(b, castagnoli)}); h != want {
+		return fmt.Errorf("%w: %s; give this cluster another --store", ErrDiverged, name)
+	}
+	return nil
+}

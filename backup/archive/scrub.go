@@ -1,0 +1,65 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"everpage/backup/store"
+	"everpage/wal"
+)
+
+// Damage is an object that can't be read as what its name says.
+type Damage struct {
+	Name string
+	Err  error
+}
+
+// Scrub reads every object of an inventory and holds it against its checksums and name. The error is of the store or of ctx: the scrub didn't end.
+func (inv *Inventory) Scrub(ctx context.Context, s store.Store) ([]Damage, error) {
+	var objects []object
+	for _, l := range inv.segments {
+		objects = append(objects, l...)
+	}
+	slices.SortFunc(objects, func(a, b object) int { return strings.Compare(a.name, b.name) })
+	var found []Damage
+	for _, o := range objects {
+		_, err := read(ctx, s, inv.ID, o)
+		if err != nil && store.Temporary(err) && !errors.Is(err, store.ErrTruncated) {
+			return found, err
+		}
+		if err != nil {
+			found = append(found, Damage{o.name, err})
+		}
+	}
+	for tli := range inv.histories {
+		name := inv.ID.historyName(tli)
+		b, err := store.ReadAll(ctx, s, name, 0, -1)
+		if err != nil && store.Temporary(err) {
+			return found, err
+		}
+		if err == nil {
+			_, err = wal.ParseHistory(tli, b)
+		}
+		if err != nil {
+			found = append(found, Damage{name, err})
+		}
+	}
+	return found, nil
+}
+
+// Obsolete names the objects that nobody reads any more: pieces of segments that are there as a whole.
+func (inv *Inventory) Obsolete() []string {
+	var out []string
+	for _, l := range inv.segments {
+		if !l[0].whole() {
+			continue
+		}
+		for _, o := range l[1:] {
+			out = append(out, o.name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
