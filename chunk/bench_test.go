@@ -178,7 +178,7 @@ func BenchmarkPage(b *testing.B) {
 			if err := s.Flush(); err != nil {
 				b.Fatal(err)
 			}
-			s.cache.slots = nil
+			s.cache.sets = nil
 			dst := make(pg.Page, pg.BlockSize)
 			ctx := context.Background()
 			b.ReportAllocs()

@@ -26,6 +26,8 @@ type reader struct {
 	stack []layer
 	bytes []byte      // copies of what iterators lend
 	open  []*openPack // by the walk; behind its length are those to use again
+
+	version pg.LSN // of the page made last: its newest version; 0 if it has none of its own
 }
 
 // openPack is a pack that a walk has reached: a copy, since the iterator moves on.

@@ -16,9 +16,9 @@ type Options struct {
 	Redoer Redoer // how deltas are applied; required
 	Logger *slog.Logger
 
-	CacheBytes     int64  // of Pebble's block cache; 96 MiB
+	CacheBytes     int64  // of Pebble's block cache; 80 MiB
 	RunBytes       int64  // size at which a run in memory is frozen and becomes a table; 32 MiB. Up to 3 runs exist at a time
-	PageCacheBytes int64  // of pages made from deltas, kept for the next read; 16 MiB, negative for none
+	PageCacheBytes int64  // of pages as they were read, kept for the next read; 48 MiB, negative for none
 	DepthBytes     int64  // of the table that knows how many deltas lie over a page's last image; 16 MiB
 	ReserveBytes   int64  // of disk space kept back for the database's own needs when the disk is full; 32 MiB, negative for none
 	SegmentBlocks  uint32 // blocks in one chunk of a relation fork; pg.SegmentBlocks. A store keeps the number that it was made with

@@ -48,17 +48,33 @@ func (s *Store) Page(ctx context.Context, branch uint32, key pg.PageKey, at pg.L
 	if p.DataChecksums && s.opt.Checksum == nil {
 		return fmt.Errorf("branch %d has data checksums, but the store was opened without Options.Checksum", branch)
 	}
-	r, err := s.reader()
-	if err != nil {
-		return err
+	sums := p.DataChecksums && key.Spc != 0
+	ok, summed := s.cache.at(b.id, key, at, dst)
+	if ok && (summed || !sums) {
+		return nil
 	}
-	err = r.page(b, key, at, dst)
-	r.release()
-	if err != nil {
-		return err
+	version := pg.LSN(0)
+	if !ok {
+		r, err := s.reader()
+		if err != nil {
+			return err
+		}
+		err = r.page(b, key, at, dst)
+		version = r.version
+		r.release()
+		if err != nil {
+			return err
+		}
+		if version != 0 {
+			s.cache.keep(b.id, key, version, at, false, dst)
+		}
 	}
-	if p.DataChecksums && key.Spc != 0 && !dst.IsNew() {
-		dst.SetStoredChecksum(s.opt.Checksum(dst, key.Block))
+	if sums && !dst.IsNew() {
+		sum := s.opt.Checksum(dst, key.Block)
+		dst.SetStoredChecksum(sum)
+		if version != 0 {
+			s.cache.sum(b.id, key, version, sum)
+		}
 	}
 	return nil
 }
@@ -74,14 +90,17 @@ type layer struct {
 
 // page makes a page as it is at an LSN, whatever the branch's progress is.
 func (r *reader) page(b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) error {
-	r.stack, r.bytes = r.stack[:0], r.bytes[:0]
-	asked := key
-	for range maxCopies {
+	r.stack, r.bytes, r.version = r.stack[:0], r.bytes[:0], 0
+	asked, own := key, pg.LSN(0)
+	for i := range maxCopies {
 		next, lsn, done, err := r.chain(b, key, at, dst)
 		if err != nil {
 			return err
 		}
-		if done {
+		if i == 0 {
+			own = r.version
+		}
+		if r.version = own; done {
 			return r.apply(b, dst)
 		}
 		key, at = next, lsn
@@ -132,6 +151,9 @@ func (r *reader) chain(b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) (
 			return next, 0, true, nil
 		}
 		prev = v.lsn - 1
+		if len(r.stack) == 0 {
+			r.version = v.lsn
+		}
 		kind := VersionKind(v.value[0])
 		switch kind {
 		case KindImage:

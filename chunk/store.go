@@ -91,9 +91,9 @@ func (o *Options) defaults() error {
 		}
 		*v = max(*v, 0)
 	}
-	set(&o.CacheBytes, 96<<20)
+	set(&o.CacheBytes, 80<<20)
 	set(&o.RunBytes, 32<<20)
-	set(&o.PageCacheBytes, 16<<20)
+	set(&o.PageCacheBytes, 48<<20)
 	set(&o.DepthBytes, 16<<20)
 	set(&o.ReserveBytes, 32<<20)
 	if o.RunBytes > 512<<20 {

@@ -44,7 +44,7 @@ One node is enough; nothing else needs to run beside it. The directory is locked
 	f.StringVar(&c.Cluster, "cluster", "main", "`name` of the cluster; part of the replication slot's name")
 	f.StringVar(&c.Zone, "zone", "", "failure `zone` of this node")
 	f.Uint32Var(&c.Shards, "shards", 64, "number of shards; acts only when the cluster is made")
-	f.Int64Var(&c.CacheBytes, "cache", 96<<20, "`bytes` of the store's block cache")
+	f.Int64Var(&c.CacheBytes, "cache", 80<<20, "`bytes` of the store's block cache")
 	f.Uint64Var(&c.SpoolKeep, "spool-keep", 1<<30, "`bytes` of WAL kept behind what the store has made durable")
 	f.Int64Var(&c.RunBytes, "run", 32<<20, "`bytes` of versions gathered in memory before they are written as a table")
 	f.Uint32Var(&c.SegmentBlocks, "segment-blocks", 0, "blocks in a chunk; acts only when the data directory is made")

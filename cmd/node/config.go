@@ -56,7 +56,7 @@ func (c *Config) complete() error {
 		c.Shards = placement.DefaultShards
 	}
 	if c.CacheBytes == 0 {
-		c.CacheBytes = 96 << 20
+		c.CacheBytes = 80 << 20
 	}
 	if c.RunBytes == 0 {
 		c.RunBytes = 32 << 20
