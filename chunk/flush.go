@@ -6,10 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
-	"github.com/cockroachdb/pebble/v2/sstable"
-	"github.com/cockroachdb/pebble/v2/vfs"
-
 	"everpage/wal/pg"
 )
 
@@ -156,7 +152,7 @@ func (s *Store) flushLoop() {
 	}
 }
 
-// writeRun makes a run a table of the database, atomically with the progress that it carries.
+// writeRun makes a run tables of the database, atomically with the progress that it carries.
 func (s *Store) writeRun(r *run) error {
 	if err := s.spare.room(2 * r.size.Load()); err != nil {
 		return err
@@ -164,21 +160,23 @@ func (s *Store) writeRun(r *run) error {
 	if err := s.awaitCompactions(); err != nil {
 		return err
 	}
-	path := s.fs.PathJoin(s.opt.Dir, ingestDir, "run.sst")
-	if err := s.writeTable(path, r); err != nil {
-		return errors.Join(err, s.discard(path))
+	paths, err := s.writeTables(r)
+	if err != nil {
+		return errors.Join(err, s.discard(paths))
 	}
-	if err := s.db.Ingest(context.Background(), []string{path}); err != nil {
-		return errors.Join(fmt.Errorf("ingest table: %w", err), s.discard(path))
+	if err := s.db.Ingest(context.Background(), paths); err != nil {
+		return errors.Join(fmt.Errorf("ingest table: %w", err), s.discard(paths))
 	}
 	return nil
 }
 
-func (s *Store) discard(path string) error {
-	if _, err := s.fs.Stat(path); err != nil {
-		return nil
+func (s *Store) discard(paths []string) (err error) {
+	for _, path := range paths {
+		if _, serr := s.fs.Stat(path); serr == nil {
+			err = errors.Join(err, s.fs.Remove(path))
+		}
 	}
-	return s.fs.Remove(path)
+	return err
 }
 
 // awaitCompactions holds a new table back while too many lie over each other.
@@ -208,113 +206,4 @@ func (s *Store) idleLoop() {
 			return
 		}
 	}
-}
-
-func (s *Store) writeTable(path string, r *run) (err error) {
-	f, err := s.fs.Create(path, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return fmt.Errorf("create table: %w", err)
-	}
-	opt := s.dbOpt.MakeWriterOptions(0, s.db.TableFormat())
-	opt.DisableValueBlocks = true // see pebbleOptions
-	w := sstable.NewWriter(objstorageprovider.NewFileWritable(f), opt)
-	t := tableWriter{s: s, run: r, pairs: pairWriter{set: w.Set}}
-	err = t.pages()
-	if err == nil {
-		err = t.small()
-	}
-	if err == nil {
-		err = t.progress()
-	}
-	if err == nil {
-		err = t.pairs.finish()
-	}
-	if cerr := w.Close(); err == nil && cerr != nil {
-		err = cerr
-	}
-	if err != nil {
-		return fmt.Errorf("write table: %w", err)
-	}
-	return nil
-}
-
-// tableWriter writes one run in key order.
-type tableWriter struct {
-	s     *Store
-	run   *run
-	pairs pairWriter
-	key   [keyLen]byte
-	chain []uint32 // an object's entries, newest first
-	image []byte   // sealed images that take deltas' places
-	swaps []swap
-	buf   pg.Page
-}
-
-// swap is an image that takes the place of chain[i].
-type swap struct {
-	i        int
-	off, end int // of tableWriter.image
-}
-
-// collect lists an object's entries, each LSN once, the last written first.
-func (t *tableWriter) collect(n *node) {
-	t.chain = t.chain[:0]
-	for i := n.head.Load(); i != 0; {
-		e := t.run.entry(i)
-		if k := len(t.chain); k == 0 || t.run.entry(t.chain[k-1]).lsn != e.lsn {
-			t.chain = append(t.chain, i)
-		}
-		i = e.older
-	}
-}
-
-func (t *tableWriter) pages() error {
-	for _, n := range t.run.pages.sorted() {
-		t.collect(n)
-		if err := t.bound(&n.prefix); err != nil {
-			return err
-		}
-		k := len(t.swaps) - 1
-		for i, j := range t.chain {
-			e := t.run.entry(j)
-			v := t.run.value(e.value)
-			if k >= 0 && t.swaps[k].i == i {
-				v = t.image[t.swaps[k].off:t.swaps[k].end]
-				k--
-			}
-			if err := t.pairs.add(&n.prefix, e.lsn, v); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (t *tableWriter) small() error {
-	for _, n := range t.run.small.sorted() {
-		t.collect(n)
-		for _, j := range t.chain {
-			e := t.run.entry(j)
-			if err := t.pairs.add(&n.prefix, e.lsn, t.run.value(e.value)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (t *tableWriter) progress() error {
-	ps := t.run.progress
-	sortProgress(ps)
-	for i := range ps {
-		v, err := ps[i].encode()
-		if err != nil {
-			return err
-		}
-		p := progressPrefix(ps[i].b.num)
-		if err := t.pairs.add(&p, 0, v); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"slices"
+	"sync/atomic"
 
 	"everpage/wal/pg"
 )
@@ -12,13 +13,13 @@ import (
 // in place of the delta at that LSN, made by the same read that would have made it later. So no read applies more than that many deltas,
 // those of the runs in memory apart.
 
-// bound finds out which of the deltas in t.chain are to be images, and makes these.
-func (t *tableWriter) bound(p *prefix) error {
+// bound finds out which of an object's deltas are to be images, and makes these. versions are a page's, newest first.
+func (t *tableWriter) bound(p *prefix, versions []flat) error {
 	t.swaps, t.image = t.swaps[:0], t.image[:0]
 	opt := &t.s.opt
-	last := len(t.chain) - 1
+	last := len(versions) - 1
 	var d depth
-	if oldest := t.run.entry(t.chain[last]); !starts(oldest.kind) {
+	if oldest := &versions[last]; !starts(oldest.value.kind()) {
 		var ok bool
 		if d, ok = t.s.depths.get(p); !ok {
 			var err error
@@ -28,22 +29,22 @@ func (t *tableWriter) bound(p *prefix) error {
 		}
 	}
 	for i := last; i >= 0; i-- {
-		e := t.run.entry(t.chain[i])
-		if starts(e.kind) {
+		kind := versions[i].value.kind()
+		if starts(kind) {
 			d = depth{}
-			if VersionKind(e.kind) != KindInit {
+			if VersionKind(kind) != KindInit {
 				continue
 			}
 		}
 		d.deltas++
-		d.bytes += e.length()
+		d.bytes += versions[i].value.length()
 		if int(d.deltas) <= opt.MaxChain && int(d.bytes) <= opt.MaxChainBytes {
 			continue
 		}
-		if VersionKind(e.kind) == KindInit {
+		if VersionKind(kind) == KindInit {
 			continue // one long delta alone
 		}
-		if err := t.materialise(p, e.lsn, t.run.value(e.value), i); err != nil {
+		if err := t.materialise(p, versions[i].lsn, t.run.value(versions[i].value), i); err != nil {
 			return err
 		}
 		// Also where the page can't be made: reads will say why until something starts it anew, and to try with every further delta would walk
@@ -134,33 +135,31 @@ type depth struct {
 	bytes  uint32
 }
 
-// depthTable remembers depths of pages. It has a fixed size: a page pushes another one out, and one not found is looked up. Only the flusher uses it.
-type depthTable struct{ slots []depthSlot }
+// depthTable remembers depths of pages. It has a fixed size: a page pushes another one out, and one not found is looked up. Those who write tables
+// share it.
+type depthTable struct{ slots []atomic.Uint64 } // tag (0: empty) << 32 | deltas << 16 | bytes in units of 16, rounded up
 
-type depthSlot struct {
-	tag    uint32 // 0: empty
-	deltas uint16
-	bytes  uint16 // in units of 16, rounded up
+func newDepthTable(bytes int64) *depthTable {
+	return &depthTable{make([]atomic.Uint64, max(1, bytes/8))}
 }
 
-func newDepthTable(bytes int64) *depthTable { return &depthTable{make([]depthSlot, max(1, bytes/8))} }
-
-func (t *depthTable) slot(p *prefix) (*depthSlot, uint32) {
+func (t *depthTable) slot(p *prefix) (*atomic.Uint64, uint64) {
 	h := p.hash()
-	return &t.slots[h%uint64(len(t.slots))], uint32(h>>32) | 1
+	return &t.slots[h%uint64(len(t.slots))], h>>32 | 1
 }
 
 func (t *depthTable) get(p *prefix) (d depth, ok bool) {
 	s, tag := t.slot(p)
-	if s.tag != tag {
+	v := s.Load()
+	if v>>32 != tag {
 		return d, false
 	}
-	return depth{uint32(s.deltas), uint32(s.bytes) * 16}, true
+	return depth{uint32(v >> 16 & 0xFFFF), uint32(v&0xFFFF) * 16}, true
 }
 
 func (t *depthTable) put(p *prefix, d depth) {
 	s, tag := t.slot(p)
-	*s = depthSlot{tag, uint16(min(d.deltas, 0xFFFF)), uint16(min((d.bytes+15)/16, 0xFFFF))}
+	s.Store(tag<<32 | uint64(min(d.deltas, 0xFFFF))<<16 | uint64(min((d.bytes+15)/16, 0xFFFF)))
 }
 
 func sortProgress(ps []branchProgress) {

@@ -1,7 +1,6 @@
 package chunk
 
 import (
-	"cmp"
 	"encoding/binary"
 	"math/bits"
 	"slices"
@@ -46,17 +45,22 @@ const (
 // (skew-binary jump pointers).
 type entry struct {
 	lsn   pg.LSN
-	value uint64 // slab << 48 | offset << 28 | length
+	value valueRef
 	older uint32
 	jump  uint32 // in the lane: an older entry of the lane
 	depth uint32 // in the lane: how many entries of the lane are older
-	kind  uint8  // the value's first byte
+	node  uint32 // whose it is: its number in its table, with smallNode where that is the small one
 }
 
 const laneStep = 8
 
-// length is that of the value in bytes.
-func (e *entry) length() uint32 { return uint32(e.value & (1<<28 - 1)) }
+const smallNode = 1 << 31
+
+// valueRef is where a value lies: kind << 59 | slab << 48 | offset << 28 | length. kind is the value's first byte.
+type valueRef uint64
+
+func (v valueRef) kind() uint8    { return uint8(v >> 59) }
+func (v valueRef) length() uint32 { return uint32(v & (1<<28 - 1)) }
 
 // node is one object with its newest entry.
 type node struct {
@@ -107,13 +111,13 @@ func (p *prefix) hash() uint64 {
 }
 
 // alloc makes room for a value of n bytes.
-func (r *run) alloc(n int) (buf []byte, ref uint64) {
+func (r *run) alloc(n int) (buf []byte, ref valueRef) {
 	if n > len(r.free) {
 		if n > r.slabBytes/4 {
 			r.slabs[r.nslabs] = make([]byte, n)
 			r.nslabs++
 			r.size.Add(int64(n))
-			return r.slabs[r.nslabs-1], uint64(r.nslabs-1)<<48 | uint64(n)
+			return r.slabs[r.nslabs-1], valueRef(r.nslabs-1)<<48 | valueRef(n)
 		}
 		r.slabs[r.nslabs] = make([]byte, r.slabBytes)
 		r.free, r.filling = r.slabs[r.nslabs], r.nslabs
@@ -123,37 +127,38 @@ func (r *run) alloc(n int) (buf []byte, ref uint64) {
 	buf = r.free[:n:n]
 	r.free = r.free[n:]
 	r.size.Add(int64(n))
-	return buf, uint64(r.filling)<<48 | uint64(off)<<28 | uint64(n)
+	return buf, valueRef(r.filling)<<48 | valueRef(off)<<28 | valueRef(n)
 }
 
-func (r *run) value(ref uint64) []byte {
+func (r *run) value(ref valueRef) []byte {
 	off := ref >> 28 & (1<<20 - 1)
-	return r.slabs[ref>>48][off : off+ref&(1<<28-1)]
+	return r.slabs[ref>>48&(1<<11-1)][off : off+ref&(1<<28-1)]
 }
 
 func (r *run) entry(i uint32) *entry { return &r.entries[(i-1)/entrySlab][(i-1)%entrySlab] }
 
 func (t *table) node(i uint32) *node { return &t.nodes[(i-1)/nodeSlab][(i-1)%nodeSlab] }
 
-func (t *table) find(p *prefix, h uint64) *node {
+func (t *table) find(p *prefix, h uint64) (*node, uint32) {
 	for i := t.buckets[h&uint64(len(t.buckets)-1)].Load(); i != 0; {
 		n := t.node(i)
 		if n.prefix == *p {
-			return n
+			return n, i
 		}
 		i = n.chain
 	}
-	return nil
+	return nil, 0
 }
 
-// push adds the newest version of an object.
-func (r *run) push(p *prefix, kind uint8, lsn pg.LSN, ref uint64) {
+// push adds the newest version of an object. kind is below 32.
+func (r *run) push(p *prefix, kind uint8, lsn pg.LSN, ref valueRef) {
 	t := r.table(p)
 	h := p.hash()
-	n := t.find(p, h)
+	n, number := t.find(p, h)
 	fresh := n == nil
 	if fresh {
 		k := t.n.Load()
+		number = k + 1
 		if t.nodes[k/nodeSlab] == nil {
 			t.nodes[k/nodeSlab] = new([nodeSlab]node)
 		}
@@ -166,7 +171,10 @@ func (r *run) push(p *prefix, kind uint8, lsn pg.LSN, ref uint64) {
 	}
 	r.nentries++
 	e := &r.entries[i/entrySlab][i%entrySlab]
-	*e = entry{lsn: lsn, value: ref, older: n.head.Load(), kind: kind}
+	if t == &r.small {
+		number |= smallNode
+	}
+	*e = entry{lsn: lsn, value: ref | valueRef(kind)<<59, older: n.head.Load(), node: number}
 	if n.count%laneStep == 0 {
 		if n.lane != 0 {
 			r.jump(e, n.lane)
@@ -198,7 +206,7 @@ func (r *run) jump(e *entry, top uint32) {
 
 // seek finds an object's newest entry at or below lsn.
 func (r *run) seek(p *prefix, h uint64, lsn pg.LSN) uint32 {
-	n := r.table(p).find(p, h)
+	n, _ := r.table(p).find(p, h)
 	if n == nil {
 		return 0
 	}
@@ -218,35 +226,6 @@ func (r *run) descend(i uint32, lsn pg.LSN) uint32 {
 		}
 	}
 	return 0
-}
-
-// sorted lists a table's nodes in key order.
-func (t *table) sorted() []*node {
-	type item struct {
-		a, b uint64
-		c    uint64
-		n    *node
-	}
-	count := t.n.Load()
-	items := make([]item, count)
-	for i := range items {
-		n := t.node(uint32(i) + 1)
-		items[i] = item{binary.BigEndian.Uint64(n.prefix[0:]), binary.BigEndian.Uint64(n.prefix[8:]), binary.BigEndian.Uint64(n.prefix[16:]), n}
-	}
-	slices.SortFunc(items, func(x, y item) int {
-		if x.a != y.a {
-			return cmp.Compare(x.a, y.a)
-		}
-		if x.b != y.b {
-			return cmp.Compare(x.b, y.b)
-		}
-		return cmp.Compare(x.c, y.c)
-	})
-	out := make([]*node, count)
-	for i := range items {
-		out[i] = items[i].n
-	}
-	return out
 }
 
 // within lists the small objects with lo <= prefix < hi in key order.

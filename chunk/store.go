@@ -31,7 +31,7 @@ const (
 )
 
 // maxSublevels is how many overlapping tables may lie on top of the database before new ones wait for compactions.
-const maxSublevels = 24
+const maxSublevels = 40
 
 // Store is an open version store. Its methods may be called from any goroutine.
 type Store struct {
@@ -45,6 +45,7 @@ type Store struct {
 	spare  spareSpace
 	cache  *pageCache
 	depths *depthTable
+	order  ordered // the flusher's
 
 	ids      atomic.Uint64
 	branches sync.Map // uint32 → *branchState
@@ -238,7 +239,7 @@ func (s *Store) pebbleOptions() *pebble.Options {
 		Logger:                      pebbleLog{s},
 		MaxOpenFiles:                500,
 		MemTableSize:                1 << 20,
-		L0CompactionThreshold:       8,    // every compaction into the level below writes that again: rarer ones write less, and bloom filters keep reads from many tables cheap
+		L0CompactionThreshold:       24,   // every compaction into the level below writes that again: rarer ones write less, and bloom filters keep reads from many tables cheap
 		L0StopWritesThreshold:       1000, // runs wait in flushLoop instead
 		LBaseMaxBytes:               128 << 20,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 2 },
