@@ -1,0 +1,223 @@
+package fsm
+
+import (
+	"slices"
+
+	"everpage/cluster/command"
+	"everpage/wal/pg"
+)
+
+func (s *State) attach(c *command.Attach) error {
+	f := s.Follow
+	switch {
+	case c.Conninfo == "" || c.SystemIdentifier == 0 || c.Major == 0 || c.WALSegmentSize == 0:
+		return refuse("a primary needs a connection string, a system identifier, a major version and a segment size")
+	case f.SystemIdentifier != 0 && f.SystemIdentifier != c.SystemIdentifier:
+		return refuse("the server is another database system than the one attached before: this cluster holds the history of system %d, the server is %d; everpage detach removes it",
+			f.SystemIdentifier, c.SystemIdentifier)
+	case f.Major != 0 && f.Major != c.Major:
+		return refuse("this cluster holds the history of PostgreSQL %d, the server is %d", f.Major, c.Major)
+	case f.Conninfo == c.Conninfo:
+		return nil // the same words may be said twice
+	}
+	f.Epoch++
+	f.Conninfo, f.Primary, f.SystemIdentifier, f.Major, f.WALSegmentSize = c.Conninfo, c.Primary, c.SystemIdentifier, c.Major, c.WALSegmentSize
+	if s.Branch(0) == nil || !s.Branch(0).Imported {
+		if s.Node(c.Importer) == nil {
+			return refuse("node %s, which is to take the base backup, is not a member", c.Importer)
+		}
+		f.Importer = c.Importer
+		s.giveAll(c.Importer)
+	}
+	s.Follow = f
+	return nil
+}
+
+func (s *State) detach(c *command.Detach) error {
+	if s.Follow.Conninfo == "" {
+		return refuse("no primary is attached")
+	}
+	s.Left = slices.Clone(s.Left)
+	for _, slot := range c.Slots {
+		s.Left = append(slices.DeleteFunc(s.Left, func(l LeftSlot) bool { return l.Slot == slot }), LeftSlot{slot, s.Follow.Conninfo, s.Follow.Primary})
+	}
+	s.Follow.Conninfo, s.Follow.Importer = "", ""
+	s.Follow.Epoch++
+	return nil
+}
+
+func (s *State) takeImport(c *command.TakeImport) error {
+	switch {
+	case s.Follow.Conninfo == "":
+		return refuse("no primary is attached")
+	case s.Follow.Importer != c.From:
+		return refuse("the import is no longer that node's")
+	case s.Branch(0) != nil && s.Branch(0).Imported && c.From == "":
+		return refuse("the import is complete")
+	case s.Node(c.Importer) == nil:
+		return refuse("node %s is not a member", c.Importer)
+	}
+	s.Follow.Importer = c.Importer
+	s.Follow.Epoch++
+	s.giveAll(c.Importer)
+	return nil
+}
+
+// setBranch answers the branch's number.
+func (s *State) setBranch(c *command.SetBranch) (any, error) {
+	if c.Number == 0 || c.Timeline == 0 {
+		return nil, refuse("a branch needs a number and a timeline")
+	}
+	s.Branches = slices.Clone(s.Branches)
+	b := s.Branch(c.Number)
+	if b == nil {
+		if c.Number != s.NextBranch {
+			return nil, refuse("branch %d: the next one is %d", c.Number, s.NextBranch)
+		}
+		if c.Parent != 0 && s.Branch(c.Parent) == nil {
+			return nil, refuse("branch %d has no parent %d", c.Number, c.Parent)
+		}
+		s.Branches = append(s.Branches, Branch{Number: c.Number, Parent: c.Parent, Fork: c.Fork})
+		s.NextBranch++
+		b = &s.Branches[len(s.Branches)-1]
+	} else if b.Parent != c.Parent || b.Fork != c.Fork {
+		return nil, refuse("branch %d is there already, with another parent or fork", c.Number)
+	}
+	if c.Importer != "" && s.Follow.Importer != c.Importer {
+		return nil, refuse("the import is no longer that node's")
+	}
+	b.Timeline, b.History, b.Start, b.Imported, b.Importer = c.Timeline, c.History, c.Start, c.Imported, c.Importer
+	s.raiseTimeline(c.Timeline)
+	if c.Main {
+		s.Main = c.Number
+	}
+	if c.Imported {
+		s.Follow.Importer, s.Follow.Hole = "", ""
+	}
+	s.Follow.Epoch++
+	return c.Number, nil
+}
+
+// dropBranches keeps timeline and branch numbers: they are never given again.
+func (s *State) dropBranches() error {
+	if s.Follow.Conninfo != "" {
+		return refuse("a primary is attached")
+	}
+	s.Branches, s.Main, s.Manifests, s.Horizons, s.Leases = nil, 0, nil, nil, nil
+	s.Follow = Follow{Epoch: s.Follow.Epoch + 1}
+	// Nobody has anything now: joining replicas have nothing left to get.
+	s.Map = slices.Clone(s.Map)
+	for i := range s.Map {
+		a := &s.Map[i]
+		a.Replicas = slices.Clone(a.Replicas)
+		a.Epoch++
+		for j := range a.Replicas {
+			a.Replicas[j].Role = Full
+		}
+	}
+	s.MapEpoch++
+	return nil
+}
+
+func (s *State) setManifest(c *command.SetManifest) error {
+	if s.Branch(c.Branch) == nil || c.Branch == 0 {
+		return refuse("branch %d is not there", c.Branch)
+	}
+	if int(c.Shard) < len(s.Map) {
+		if have := s.Map[c.Shard].Epoch; have != c.Epoch {
+			return refuse("shard %d has epoch %d, the manifest was written under %d", c.Shard, have, c.Epoch)
+		}
+	}
+	old, _ := s.Manifest(c.Branch, c.Shard)
+	if old.Name != c.Old {
+		return refuse("the manifest of shard %d is %q, not %q", c.Shard, old.Name, c.Old)
+	}
+	if c.LSN < old.LSN {
+		return refuse("the manifest of shard %d reaches %s already, the new one %s only", c.Shard, old.LSN, c.LSN)
+	}
+	s.Manifests = slices.DeleteFunc(slices.Clone(s.Manifests), func(m Manifest) bool { return m.Branch == c.Branch && m.Shard == c.Shard })
+	s.Manifests = append(s.Manifests, Manifest{c.Branch, c.Shard, c.New, c.LSN, c.Epoch})
+	slices.SortFunc(s.Manifests, func(a, b Manifest) int {
+		if a.Branch != b.Branch {
+			return int(a.Branch) - int(b.Branch)
+		}
+		return int(a.Shard) - int(b.Shard)
+	})
+	return nil
+}
+
+// setHorizon is where both horizons change.
+func (s *State) setHorizon(branch uint32, change func(*Horizon)) {
+	s.Horizons = slices.Clone(s.Horizons)
+	for i := range s.Horizons {
+		if s.Horizons[i].Branch == branch {
+			change(&s.Horizons[i])
+			return
+		}
+	}
+	h := Horizon{Branch: branch}
+	change(&h)
+	s.Horizons = append(s.Horizons, h)
+	slices.SortFunc(s.Horizons, func(a, b Horizon) int { return int(a.Branch) - int(b.Branch) })
+}
+
+func (s *State) planHorizon(c *command.PlanHorizon) error {
+	if s.Branch(c.Branch) == nil || c.Branch == 0 {
+		return refuse("branch %d is not there", c.Branch)
+	}
+	if have := s.Horizon(c.Branch).Planned; c.LSN < have {
+		return refuse("the horizon of branch %d is planned at %s already", c.Branch, have)
+	}
+	s.setHorizon(c.Branch, func(h *Horizon) { h.Planned = c.LSN })
+	return nil
+}
+
+func (s *State) applyHorizon(c *command.ApplyHorizon) error {
+	h := s.Horizon(c.Branch)
+	if c.LSN > h.Planned {
+		return refuse("the horizon of branch %d is planned at %s, not %s", c.Branch, h.Planned, c.LSN)
+	}
+	if c.LSN < h.Applied {
+		return refuse("the horizon of branch %d is at %s already", c.Branch, h.Applied)
+	}
+	if pin := s.OldestLease(c.Branch); pin != 0 && c.LSN > pin {
+		return refuse("a lease pins %s of branch %d", pin, c.Branch)
+	}
+	s.setHorizon(c.Branch, func(h *Horizon) { h.Applied = c.LSN })
+	return nil
+}
+
+// OldestLease is the oldest LSN of a branch that a lease pins, 0 if there is none.
+func (s *State) OldestLease(branch uint32) pg.LSN {
+	var oldest pg.LSN
+	for _, l := range s.Leases {
+		if l.Branch == branch && (oldest == 0 || l.LSN < oldest) {
+			oldest = l.LSN
+		}
+	}
+	return oldest
+}
+
+// lease answers the lease's number.
+func (s *State) lease(c *command.Lease) (any, error) {
+	s.Leases = slices.Clone(s.Leases)
+	if c.Renew != 0 {
+		for i := range s.Leases {
+			if l := &s.Leases[i]; l.Number == c.Renew {
+				l.Seconds, l.Renewed = c.Seconds, s.Index
+				return l.Number, nil
+			}
+		}
+		return nil, refuse("lease %d has ended", c.Renew)
+	}
+	if s.Branch(c.Branch) == nil || c.Branch == 0 {
+		return nil, refuse("branch %d is not there", c.Branch)
+	}
+	if h := s.Horizon(c.Branch); c.LSN < h.Planned {
+		return nil, refuse("%s is below the horizon of branch %d, which is planned at %s", c.LSN, c.Branch, h.Planned)
+	}
+	l := Lease{s.NextLease, c.Branch, c.LSN, c.Seconds, s.Index}
+	s.NextLease++
+	s.Leases = append(s.Leases, l)
+	return l.Number, nil
+}
