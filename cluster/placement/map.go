@@ -2,16 +2,18 @@ package placement
 
 import (
 	"fmt"
+	"slices"
 
 	"everpage/wal/pg"
 )
 
-// Map says which nodes keep which shard. A newer map has a higher epoch.
+// Map says which nodes clients may ask for which shard. A newer map has a higher epoch.
 type Map struct {
 	Epoch         uint64
 	SegmentBlocks uint32
 	Nodes         []Node
-	Replicas      [][]int // by shard: indexes into Nodes
+	Replicas      [][]int         // by shard: indexes into Nodes, in order of preference
+	Chunks        []ChunkReplicas // by chunk: those that have replicas of their own
 }
 
 // Node is one member of the cluster as clients reach it.
@@ -19,6 +21,12 @@ type Node struct {
 	Name    string
 	Address string // host:port of its page service
 	Zone    string
+}
+
+// ChunkReplicas are the nodes that keep a chunk instead of its shard's.
+type ChunkReplicas struct {
+	Chunk    Chunk
+	Replicas []int // indexes into the map's nodes, in order of preference
 }
 
 // Single is the map of a cluster of one node, which keeps every shard.
@@ -35,13 +43,39 @@ func (m *Map) Shard(key pg.PageKey) Shard {
 	return ShardOf(ChunkOf(key, m.SegmentBlocks), uint32(len(m.Replicas)))
 }
 
-// Owners are the nodes that keep a page's shard.
+// ReplicasOf are the nodes that keep a page, as indexes into Nodes, in order of preference. The map's own: not to be changed.
+func (m *Map) ReplicasOf(key pg.PageKey) []int {
+	c := ChunkOf(key, m.SegmentBlocks)
+	if len(m.Chunks) > 0 {
+		if i, ok := slices.BinarySearchFunc(m.Chunks, c, func(o ChunkReplicas, c Chunk) int { return o.Chunk.Compare(c) }); ok {
+			return m.Chunks[i].Replicas
+		}
+	}
+	return m.Replicas[ShardOf(c, uint32(len(m.Replicas)))]
+}
+
+// Owners are the nodes that keep a page, in order of preference.
 func (m *Map) Owners(key pg.PageKey) []Node {
-	replicas := m.Replicas[m.Shard(key)]
+	replicas := m.ReplicasOf(key)
 	owners := make([]Node, len(replicas))
 	for i, n := range replicas {
 		owners[i] = m.Nodes[n]
 	}
+	return owners
+}
+
+// OwnersNear are the nodes that keep a page, those of a zone first.
+func (m *Map) OwnersNear(key pg.PageKey, zone string) []Node {
+	owners := m.Owners(key)
+	slices.SortStableFunc(owners, func(a, b Node) int {
+		switch {
+		case a.Zone == zone && b.Zone != zone:
+			return -1
+		case a.Zone != zone && b.Zone == zone:
+			return 1
+		}
+		return 0
+	})
 	return owners
 }
 
@@ -54,6 +88,19 @@ func (m *Map) Valid() error {
 		for _, n := range replicas {
 			if n < 0 || n >= len(m.Nodes) {
 				return fmt.Errorf("shard map of epoch %d: shard %d names node %d of %d", m.Epoch, shard, n, len(m.Nodes))
+			}
+		}
+	}
+	for i, o := range m.Chunks {
+		if i > 0 && m.Chunks[i-1].Chunk.Compare(o.Chunk) >= 0 {
+			return fmt.Errorf("shard map of epoch %d: chunk %s is out of order", m.Epoch, o.Chunk)
+		}
+		if len(o.Replicas) == 0 {
+			return fmt.Errorf("shard map of epoch %d: chunk %s has replicas of its own, but none is named", m.Epoch, o.Chunk)
+		}
+		for _, n := range o.Replicas {
+			if n < 0 || n >= len(m.Nodes) {
+				return fmt.Errorf("shard map of epoch %d: chunk %s names node %d of %d", m.Epoch, o.Chunk, n, len(m.Nodes))
 			}
 		}
 	}
