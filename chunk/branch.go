@@ -10,6 +10,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"everpage/cluster/placement"
 	"everpage/wal/pg"
 )
 
@@ -18,6 +19,10 @@ type branchState struct {
 	num      uint32
 	id       uint64                   // differs from that of a dropped branch of the same number
 	progress atomic.Pointer[Progress] // nil: nothing was ever committed
+	cover    atomic.Pointer[cover]    // changed under Store.mu
+	at       atomic.Uint64            // the LSN of the record that the writer is in, or was in last
+	shrunk   atomic.Uint64            // how often something was given up
+	loaded   map[placement.Shard]Coverage
 
 	mu    sync.RWMutex
 	sizes map[pg.RelFork]sizeEntry // newest size of forks that were written to lately; only the writer changes it
@@ -32,6 +37,8 @@ type branchState struct {
 	dropped bool
 	dirty   bool // progress moved since a run was frozen
 	waiting []waiter
+
+	coverDirty map[coverKey]bool // of coverage that no frozen run has yet
 }
 
 type waiter struct {
@@ -58,7 +65,9 @@ func (s *Store) branch(num uint32) *branchState {
 	if b, ok := s.branches.Load(num); ok {
 		return b.(*branchState)
 	}
-	b, _ := s.branches.LoadOrStore(num, &branchState{num: num, id: s.ids.Add(1)<<32 | uint64(num), sizes: map[pg.RelFork]sizeEntry{}})
+	fresh := &branchState{num: num, id: s.ids.Add(1)<<32 | uint64(num), sizes: map[pg.RelFork]sizeEntry{}, coverDirty: map[coverKey]bool{}}
+	fresh.cover.Store(everything)
+	b, _ := s.branches.LoadOrStore(num, fresh)
 	return b.(*branchState)
 }
 
@@ -198,8 +207,8 @@ func (s *Store) loadBranches() error {
 	}
 	defer r.release()
 	lo := makePrefix(classProgress, 0, 0, 0, 0, 0, 0)
-	hi := makePrefix(classEnd, 0, 0, 0, 0, 0, 0)
-	return r.each(lo, hi, ^pg.LSN(0), func(p *prefix, v version) error {
+	hi := makePrefix(classProgress+1, 0, 0, 0, 0, 0, 0)
+	if err := r.each(lo, hi, ^pg.LSN(0), func(p *prefix, v version) error {
 		var sp storedProgress
 		if err := json.Unmarshal(body(v.value), &sp); err != nil {
 			return r.corrupt(p, v.lsn, err)
@@ -209,7 +218,17 @@ func (s *Store) loadBranches() error {
 		b.durable = &sp.Progress
 		b.high = sp.High
 		return nil
+	}); err != nil {
+		return err
+	}
+	if err := s.loadCoverage(r); err != nil {
+		return err
+	}
+	s.branches.Range(func(_, v any) bool {
+		v.(*branchState).settleCoverage(s.opt.Shards)
+		return true
 	})
+	return nil
 }
 
 // DropBranch forgets a branch with all that it holds, durably. It must have no writer. Reads that are under way may fail.
@@ -249,10 +268,7 @@ func (s *Store) dropBranch(branch uint32) error {
 	}
 	batch := s.db.NewBatch()
 	for class := uint8(classPage); class < classEnd; class++ {
-		lo, hi := makePrefix(class, branch, 0, 0, 0, 0, 0), makePrefix(class, branch+1, 0, 0, 0, 0, 0)
-		if branch == ^uint32(0) {
-			hi = makePrefix(class+1, 0, 0, 0, 0, 0, 0)
-		}
+		lo, hi := branchRange(class, branch)
 		if err := batch.DeleteRange(lo[:], hi[:], nil); err != nil {
 			return err
 		}
@@ -263,10 +279,35 @@ func (s *Store) dropBranch(branch uint32) error {
 	if err := s.db.Flush(); err != nil {
 		return err
 	}
+	s.changed()
+	return nil
+}
+
+// branchRange is where all keys of a class and branch lie.
+func branchRange(class uint8, branch uint32) (lo, hi prefix) {
+	lo, hi = makePrefix(class, branch, 0, 0, 0, 0, 0), makePrefix(class, branch+1, 0, 0, 0, 0, 0)
+	if branch == ^uint32(0) {
+		hi = makePrefix(class+1, 0, 0, 0, 0, 0, 0)
+	}
+	return lo, hi
+}
+
+// changed makes all reads from here on see what was done to the tables.
+func (s *Store) changed() {
 	s.mu.Lock()
-	s.gen++ // iterators made before still see what was deleted
+	s.gen++
 	s.publish()
 	s.mu.Unlock()
 	s.dropIdle(false)
+}
+
+// excise takes a range of keys out of the tables, durably and with its space.
+func (s *Store) excise(lo, hi prefix) error {
+	s.tables.Lock()
+	defer s.tables.Unlock()
+	if err := s.db.Excise(context.Background(), pebble.KeyRange{Start: lo[:], End: hi[:]}); err != nil {
+		return err
+	}
+	s.changed()
 	return nil
 }

@@ -35,19 +35,15 @@ func (s *Store) Check(ctx context.Context, report func(Violation)) (Walked, erro
 	if err := s.Flush(); err != nil {
 		return Walked{}, err
 	}
-	r, err := s.reader()
+	r, it, covers, err := s.checkView()
 	if err != nil {
 		return Walked{}, err
 	}
 	defer r.release()
-	snap := s.db.NewSnapshot()
-	defer snap.Close()
-	it, err := snap.NewIter(nil)
-	if err != nil {
-		return Walked{}, err
-	}
 	defer it.Close()
-	c := &checker{r: r, it: it, report: report, high: map[uint32]pg.LSN{}, readable: map[uint32]pg.LSN{}, progress: map[uint32]bool{}}
+	c := &checker{
+		r: r, it: it, report: report, high: map[uint32]pg.LSN{}, readable: map[uint32]pg.LSN{}, progress: map[uint32]bool{}, covers: covers,
+	}
 	s.mu.Lock()
 	s.branches.Range(func(_, v any) bool {
 		b := v.(*branchState)
@@ -76,6 +72,36 @@ func (s *Store) Check(ctx context.Context, report func(Violation)) (Walked, erro
 	return c.walked, nil
 }
 
+// checkView takes what Check walks between two looks at the same coverage of all branches.
+func (s *Store) checkView() (*reader, *pebble.Iterator, map[uint32]*cover, error) {
+	for {
+		covers := map[uint32]*cover{}
+		s.branches.Range(func(k, v any) bool {
+			covers[k.(uint32)] = v.(*branchState).cover.Load()
+			return true
+		})
+		r, err := s.reader()
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		it, err := s.db.NewIter(nil)
+		if err != nil {
+			r.release()
+			return nil, nil, nil, err
+		}
+		same := true
+		s.branches.Range(func(k, v any) bool {
+			same = covers[k.(uint32)] == v.(*branchState).cover.Load()
+			return same
+		})
+		if same {
+			return r, it, covers, nil
+		}
+		r.release()
+		it.Close()
+	}
+}
+
 type checker struct {
 	r        *reader
 	it       *pebble.Iterator
@@ -84,6 +110,7 @@ type checker struct {
 	high     map[uint32]pg.LSN
 	readable map[uint32]pg.LSN
 	progress map[uint32]bool
+	covers   map[uint32]*cover
 	lastKey  []byte
 
 	// The object being walked, newest version first.
@@ -133,7 +160,7 @@ func (c *checker) visit(it *pebble.Iterator) {
 		c.violation(lsn, "belongs to a branch without progress")
 		return
 	}
-	if p.class() != classProgress && lsn > high {
+	if p.class() < classProgress && lsn > high {
 		c.violation(lsn, "lies beyond the last LSN of its branch, %s", high)
 	}
 	o := &openPack{}
@@ -231,10 +258,21 @@ func (c *checker) value(p prefix, lsn pg.LSN, v []byte) {
 			c.violation(lsn, "%v", errShape)
 		}
 	case classDamage:
+		if have := c.coverage(p.branch(), p.pageKey()); !have.Owned || lsn <= have.From {
+			return
+		}
 		page := c.r.s.pagePrefix(p.branch(), p.pageKey())
 		d, ok, err := c.r.newest(&page, lsn)
 		if err != nil || !ok || d.lsn != lsn || VersionKind(d.value[0]) != KindDamaged && VersionKind(d.value[0]) != KindMissing {
 			c.violation(lsn, "the page has no damaged version there: %v", err)
+		}
+	case classCopy:
+		if len(body(v)) != copyBody {
+			c.violation(lsn, "%v", errShape)
+		}
+	case classCoverage:
+		if _, _, err := getCoverage(v); err != nil || lsn != 0 {
+			c.violation(lsn, "%v", errShape)
 		}
 	case classProgress:
 		var sp storedProgress
@@ -333,9 +371,22 @@ func (c *checker) endSize() {
 	}
 }
 
+func (c *checker) coverage(branch uint32, key pg.PageKey) Coverage {
+	cover := c.covers[branch]
+	if cover == nil {
+		cover = everything
+	}
+	have, _ := c.r.s.coverageOf(cover, key)
+	return have
+}
+
 func (c *checker) endPage() {
 	key := c.p.pageKey()
 	fork, block := forkOf(key)
+	have := c.coverage(c.p.branch(), key)
+	if !have.Owned {
+		return // left over: DropShard takes it away
+	}
 	for i, v := range c.versions {
 		if v.lsn > c.readable[c.p.branch()] {
 			continue // of a batch that was never committed: it may lack its size
@@ -356,7 +407,7 @@ func (c *checker) endPage() {
 			c.violation(v.lsn, "lies beyond the end of its fork of %d blocks", e.blocks)
 			continue
 		}
-		if v.kind != KindDelta {
+		if v.kind != KindDelta || v.lsn <= have.From {
 			continue
 		}
 		// There must be a base: an older version above the floor, or one in the database that was copied.
@@ -364,6 +415,9 @@ func (c *checker) endPage() {
 		if err != nil {
 			c.violation(v.lsn, "its fork's truncations can't be read: %v", err)
 			continue
+		}
+		if !have.Complete && floor.lsn <= have.From {
+			continue // what lies under it is still to come
 		}
 		if i+1 < len(c.versions) && c.versions[i+1].lsn > floor.lsn || cut && floor.op == sizeCopy && block < floor.left {
 			continue

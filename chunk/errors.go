@@ -15,7 +15,8 @@ var (
 	ErrNotYet        = errors.New("not yet received")         // beyond the last LSN that the branch answers
 	ErrNotConsistent = errors.New("not yet consistent")       // the base import has not reached its end LSN
 	ErrClosed        = errors.New("the store is closed")      //
-	ErrBusy          = errors.New("already has a writer")     // a second Writer for a branch
+	ErrNotHere       = errors.New("not on this node")         // the page's versions are on other nodes or in the store; a *NotHereError tells more
+	ErrBusy          = errors.New("already in use")           // a second Writer for a branch, a shard that is being dropped
 	ErrLocked        = errors.New("in use by another server") // the directory
 	ErrFormat        = errors.New("unknown store format")     // the directory was written by another release
 	ErrFull          = errors.New("store can't write")        // tables can't be written (disk full, …); what is in the store is still answered

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"everpage/wal/pg"
@@ -47,11 +48,14 @@ func (s *Store) freeze() error {
 		if b := v.(*branchState); !b.dropped {
 			if p := b.current(); p != nil {
 				s.active.progress = append(s.active.progress, branchProgress{b, p, b.high})
+				s.active.cover = append(s.active.cover, b.cover.Load().sortedPairs(b.num, b.coverDirty)...)
+				clear(b.coverDirty)
 			}
 			b.dirty = false
 		}
 		return true
 	})
+	slices.SortFunc(s.active.cover, func(x, y pair) int { return x.p.compare(&y.p) })
 	s.frozen = append(s.frozen, s.active)
 	s.frozenN++
 	s.active = newRun(s.opt.RunBytes)
@@ -162,15 +166,17 @@ func (s *Store) writeRun(r *run) error {
 	}
 	paths, err := s.writeTables(r)
 	if err != nil {
-		return errors.Join(err, s.discard(paths))
+		return errors.Join(err, s.discard(paths...))
 	}
+	s.tables.Lock()
+	defer s.tables.Unlock()
 	if err := s.db.Ingest(context.Background(), paths); err != nil {
-		return errors.Join(fmt.Errorf("ingest table: %w", err), s.discard(paths))
+		return errors.Join(fmt.Errorf("ingest table: %w", err), s.discard(paths...))
 	}
 	return nil
 }
 
-func (s *Store) discard(paths []string) (err error) {
+func (s *Store) discard(paths ...string) (err error) {
 	for _, path := range paths {
 		if _, serr := s.fs.Stat(path); serr == nil {
 			err = errors.Join(err, s.fs.Remove(path))

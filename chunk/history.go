@@ -55,18 +55,23 @@ func (s *Store) History(ctx context.Context, branch uint32, key pg.PageKey, fn f
 	if err != nil {
 		return err
 	}
-	r, err := s.reader()
+	r, view, err := s.view(ctx, s.branch(branch))
 	if err != nil {
 		return err
 	}
 	defer r.release()
+	have, shard := s.coverageOf(view.cover, key)
+	if !have.answers(hi) {
+		return &NotHereError{Branch: branch, Key: key, Shard: shard, At: hi, Have: have}
+	}
 	p := s.pagePrefix(branch, key)
 	r.seek(&p, hi)
-	for {
+	for based := false; ; {
 		v, ok, err := r.next()
-		if err != nil || !ok {
+		if err != nil || !ok || based {
 			return err
 		}
+		based = v.lsn <= have.From && ends(v.value[0]) // what lies below is not of this history, should it be here
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -81,7 +86,7 @@ func (s *Store) History(ctx context.Context, branch uint32, key pg.PageKey, fn f
 }
 
 // DamagedPages calls fn for each page that can't be read at an LSN because of a record that can't be replayed or a reference to a missing page,
-// in key order. Damage that only shows when deltas are applied is not told.
+// in key order. Damage that only shows when deltas are applied is not told, nor that of pages whose shards this store doesn't own.
 func (s *Store) DamagedPages(ctx context.Context, branch uint32, at pg.LSN, fn func(e *DamagedError) error) error {
 	b, _, err := s.open(branch, at)
 	if err != nil {
@@ -92,7 +97,7 @@ func (s *Store) DamagedPages(ctx context.Context, branch uint32, at pg.LSN, fn f
 		return err
 	}
 	defer r.release()
-	pages, err := s.reader() // each lends its reader's iterator
+	pages, view, err := s.view(ctx, b) // each lends its reader's iterator
 	if err != nil {
 		return err
 	}
@@ -103,13 +108,14 @@ func (s *Store) DamagedPages(ctx context.Context, branch uint32, at pg.LSN, fn f
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		err := pages.page(b, p.pageKey(), at, buf)
+		err := pages.page(view, b, p.pageKey(), at, buf)
 		var damage *DamagedError
 		if errors.As(err, &damage) {
 			return fn(damage)
 		}
-		if errors.Is(err, ErrNotFound) {
-			return nil // cut off since
+		var away *NotHereError
+		if errors.Is(err, ErrNotFound) || errors.As(err, &away) && !away.Have.Owned {
+			return nil // cut off since, or another node's
 		}
 		return err
 	})

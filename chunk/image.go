@@ -2,6 +2,7 @@ package chunk
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"slices"
 	"sync/atomic"
@@ -93,16 +94,17 @@ func (t *tableWriter) materialise(p *prefix, lsn pg.LSN, v []byte, i int) error 
 	if t.buf == nil {
 		t.buf = make(pg.Page, pg.BlockSize)
 	}
-	r, err := t.s.reader()
+	b := t.s.branch(p.branch())
+	r, view, err := t.s.view(context.Background(), b)
 	if err != nil {
 		return err
 	}
-	b := t.s.branch(p.branch())
-	err = r.page(b, p.pageKey(), lsn, t.buf)
+	view.src = nil // the writer of tables waits for nobody
+	err = r.page(view, b, p.pageKey(), lsn, t.buf)
 	r.release()
 	if err != nil {
 		var damage *DamagedError
-		if errors.As(err, &damage) || errors.Is(err, ErrNotFound) {
+		if errors.As(err, &damage) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrNotHere) {
 			return nil
 		}
 		return unlessCorrupt(err)

@@ -23,15 +23,17 @@ const (
 
 // Classes of key. The numbers are part of the store's format.
 const (
-	classPage     = 1 // shard, tablespace, database, relation, fork, block
-	classSize     = 2 // tablespace, database, relation, fork; an SLRU segment is tablespace 0, database = SLRU, relation = segment
-	classMeta     = 3 // kind, ID[0], ID[1]
-	classCommit   = 4 // all commits and aborts of a branch, by LSN
-	classXID      = 5 // transaction ID
-	classRestore  = 6 // hash of the restore point's name
-	classDamage   = 7 // as classPage, without the shard: where damage to a page begins
-	classProgress = 8 // the branch itself; LSN 0
-	classEnd      = 9
+	classPage     = 1  // shard, tablespace, database, relation, fork, block
+	classSize     = 2  // tablespace, database, relation, fork; an SLRU segment is tablespace 0, database = SLRU, relation = segment
+	classMeta     = 3  // kind, ID[0], ID[1]
+	classCommit   = 4  // all commits and aborts of a branch, by LSN
+	classXID      = 5  // transaction ID
+	classRestore  = 6  // hash of the restore point's name
+	classDamage   = 7  // as classPage, without the shard: where damage to a page begins
+	classCopy     = 8  // tablespace, database: as whose copies other databases were made
+	classProgress = 9  // the branch itself; LSN 0
+	classCoverage = 10 // what the store has of the branch: its default, of a shard, of a chunk; LSN 0. See cover.go
+	classEnd      = 11
 )
 
 // prefix is a key without its LSN: it names an object.
@@ -84,6 +86,10 @@ func metaPrefix(branch uint32, kind redo.MetaKind, id [2]uint32) prefix {
 	return makePrefix(classMeta, branch, uint32(kind), id[0], id[1], 0, 0)
 }
 
+func copyPrefix(branch, spc, db uint32) prefix {
+	return makePrefix(classCopy, branch, spc, db, 0, 0, 0)
+}
+
 func commitPrefix(branch uint32) prefix { return makePrefix(classCommit, branch, 0, 0, 0, 0, 0) }
 
 func xidPrefix(branch uint32, xid pg.TransactionID) prefix {
@@ -131,8 +137,19 @@ func (p prefix) String() string {
 		return fmt.Sprintf("transaction %d", p.num(0))
 	case classRestore:
 		return fmt.Sprintf("restore point %08x%08x%08x", p.num(0), p.num(1), p.num(2))
+	case classCopy:
+		return fmt.Sprintf("copies of database %d/%d", p.num(0), p.num(1))
 	case classProgress:
 		return "progress"
+	case classCoverage:
+		switch k := coverKeyOf(&p); {
+		case k.rest:
+			return "coverage"
+		case k.one:
+			return "coverage of chunk " + k.chunk.String()
+		default:
+			return fmt.Sprintf("coverage of shard %d", k.shard)
+		}
 	}
 	return fmt.Sprintf("key %x", p[:])
 }

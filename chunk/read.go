@@ -30,7 +30,7 @@ func (s *Store) open(branch uint32, at pg.LSN) (*branchState, *Progress, error) 
 // Page reads a page as it is at an LSN into dst, which holds pg.BlockSize bytes.
 //
 // Errors wrap ErrNotFound (no such fork, or the block is past its end), ErrBelowHorizon, ErrNotYet, ErrNotConsistent, ErrNoBranch, or are a
-// *CorruptError or a *DamagedError. dst is undefined after an error.
+// *CorruptError, a *DamagedError or a *NotHereError. dst is undefined after an error.
 func (s *Store) Page(ctx context.Context, branch uint32, key pg.PageKey, at pg.LSN, dst pg.Page) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -55,11 +55,11 @@ func (s *Store) Page(ctx context.Context, branch uint32, key pg.PageKey, at pg.L
 	}
 	version := pg.LSN(0)
 	if !ok {
-		r, err := s.reader()
+		r, v, err := s.view(ctx, b)
 		if err != nil {
 			return err
 		}
-		err = r.page(b, key, at, dst)
+		err = r.page(v, b, key, at, dst)
 		version = r.version
 		r.release()
 		if err != nil {
@@ -89,11 +89,11 @@ type layer struct {
 }
 
 // page makes a page as it is at an LSN, whatever the branch's progress is.
-func (r *reader) page(b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) error {
+func (r *reader) page(view view, b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) error {
 	r.stack, r.bytes, r.version = r.stack[:0], r.bytes[:0], 0
 	asked, own := key, pg.LSN(0)
 	for i := range maxCopies {
-		next, lsn, done, err := r.chain(b, key, at, dst)
+		next, lsn, done, err := r.chain(view, b, key, at, i > 0, dst)
 		if err != nil {
 			return err
 		}
@@ -108,9 +108,17 @@ func (r *reader) page(b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) er
 	return &CorruptError{Branch: b.num, Key: asked.String(), LSN: at, Err: fmt.Errorf("lies under more than %d database copies", maxCopies)}
 }
 
-// chain collects key's deltas down to their base, which it puts into dst. done is false if the base lies in another database, at next just before a copy.
-func (r *reader) chain(b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) (next pg.PageKey, lsn pg.LSN, done bool, err error) {
+// chain collects key's deltas down to their base, which it puts into dst. copied tells that another database was made as a copy of key's at LSN at. done is false if the base lies in another database, at next just before a copy.
+func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, copied bool, dst pg.Page) (next pg.PageKey, lsn pg.LSN, done bool, err error) {
 	fork, block := forkOf(key)
+	have, _ := r.s.coverageOf(view.cover, key)
+	limit := have.limit(at)
+	if copied && have.Complete {
+		limit = 0 // what copies of a database need comes with its layers
+	}
+	if !have.Owned {
+		return next, 0, false, &NotHereError{Branch: b.num, Key: key, Shard: r.s.shard(key), At: at, Have: have}
+	}
 	size, ok := b.currentSize(fork, at)
 	if !ok {
 		if size, err = r.sizeAt(b.num, fork, at); err != nil {
@@ -119,26 +127,43 @@ func (r *reader) chain(b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) (
 	}
 	p := r.s.pagePrefix(b.num, key)
 	if !size.exists || block >= size.blocks {
-		return next, 0, false, r.absent(b, key, &p, fork, block, size, at)
+		return next, 0, false, r.absent(b, key, fork, block, size, at)
 	}
 
 	shrink, resolved := size.lastShrink(), false
 	var floor sizeEntry
+	var fetched []PageVersion // what the source has of the versions at or below limit
+	remote := false
 	cached := r.s.cache.newest(b.id, key)
 	r.seek(&p, at)
 	for prev := at; ; {
-		v, ok, err := r.next()
-		if err != nil {
+		var v version
+		if remote {
+			if ok = len(fetched) > 0; ok {
+				v = version{lsn: fetched[0].LSN, value: fetched[0].Value}
+				fetched = fetched[1:]
+			}
+		} else if v, ok, err = r.next(); err != nil {
 			return next, 0, false, err
 		}
-		if (!ok || v.lsn <= shrink) && shrink != 0 && !resolved {
+		beyond := !remote && limit != 0 && (!ok || v.lsn <= limit)
+		if (!ok || beyond || v.lsn <= shrink) && shrink != 0 && !resolved {
 			// Versions from here on may have been cut off. Finding out takes the reader away, so the walk is taken up again afterwards.
 			if floor, _, err = r.floor(b.num, fork, size, block); err != nil {
 				return next, 0, false, err
 			}
 			resolved = true
-			if ok {
+			if ok && !remote {
 				r.seek(&p, prev)
+				continue
+			}
+		}
+		if beyond {
+			if ok = false; limit > floor.lsn {
+				if fetched, err = r.fetch(view, b.num, key, have, limit, at); err != nil {
+					return next, 0, false, err
+				}
+				remote = true
 				continue
 			}
 		}
@@ -185,17 +210,19 @@ func (r *reader) chain(b *branchState, key pg.PageKey, at pg.LSN, dst pg.Page) (
 }
 
 // absent is the error for a page that its fork doesn't have: damaged if WAL refers to it, else not found.
-func (r *reader) absent(b *branchState, key pg.PageKey, p *prefix, fork pg.RelFork, block uint32, size sizeEntry, at pg.LSN) error {
+func (r *reader) absent(b *branchState, key pg.PageKey, fork pg.RelFork, block uint32, size sizeEntry, at pg.LSN) error {
 	floor, _, err := r.floor(b.num, fork, size, block)
 	if err != nil {
 		return err
 	}
-	v, ok, err := r.newest(p, at)
+	// Other damage made the fork hold the page, so that something has cut it off since.
+	mark := damagePrefix(b.num, key)
+	v, ok, err := r.newest(&mark, at)
 	if err != nil {
 		return err
 	}
-	if ok && v.lsn > floor.lsn && VersionKind(v.value[0]) == KindMissing {
-		return damaged(b.num, key, v)
+	if ok && v.lsn > floor.lsn {
+		return &DamagedError{Branch: b.num, Key: key, LSN: v.lsn, Reason: missingReason}
 	}
 	if slru, ok := key.SLRU(); ok {
 		if size.exists {
@@ -209,10 +236,12 @@ func (r *reader) absent(b *branchState, key pg.PageKey, p *prefix, fork pg.RelFo
 	return fmt.Errorf("branch %d at %s: %s: %w: there is no such relation fork", b.num, at, key, ErrNotFound)
 }
 
+const missingReason = "WAL refers to the page there, but it does not exist"
+
 func damaged(branch uint32, key pg.PageKey, v version) *DamagedError {
 	e := &DamagedError{Branch: branch, Key: key, LSN: v.lsn}
 	if VersionKind(v.value[0]) == KindMissing {
-		e.Reason = "WAL refers to the page there, but it does not exist"
+		e.Reason = missingReason
 	} else {
 		e.Reason = string(body(v.value))
 	}

@@ -28,6 +28,7 @@ type run struct {
 	// look into all of them, else they may stop at the first base that they meet.
 	overlapping atomic.Bool
 	progress    []branchProgress // set when the run is frozen
+	cover       []pair           // coverage that has changed, in key order; set when the run is frozen
 }
 
 const (

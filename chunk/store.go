@@ -53,7 +53,13 @@ type Store struct {
 	iters    iterators
 	readers  sync.WaitGroup
 
+	// covering is held while coverage changes, before tables and mu.
+	covering sync.Mutex
+	imports  atomic.Uint64
+	tables   sync.Mutex // held while tables come in or go, the run's own among them
+
 	mu       sync.Mutex
+	dropping map[shardOf]bool
 	cond     *sync.Cond // runs were frozen, written or failed
 	active   *run
 	frozen   []*run // oldest first
@@ -71,6 +77,8 @@ type Store struct {
 	quit      chan struct{}
 	flusher   sync.WaitGroup
 	images    atomic.Uint64
+	fetched   atomic.Uint64
+	source    atomic.Pointer[sourceBox]
 }
 
 func (o *Options) defaults() error {
@@ -138,6 +146,7 @@ func Open(opt Options) (*Store, error) {
 		compacted: make(chan struct{}, 1),
 		replaced:  make(chan struct{}, 1),
 		quit:      make(chan struct{}),
+		dropping:  map[shardOf]bool{},
 	}
 	s.cond = sync.NewCond(&s.mu)
 	s.spare = spareSpace{fs: opt.FS, dir: opt.Dir, bytes: opt.ReserveBytes, log: opt.Logger}
@@ -407,6 +416,7 @@ type Stats struct {
 	FrozenRuns  int    // runs waiting to become tables
 	Flushes     uint64 // runs that became tables
 	Images      uint64 // images added to bound chains
+	Fetched     uint64 // reads that took versions from the source
 	DiskBytes   uint64
 	Tables      int64
 	CacheHits   int64 // of the block cache
@@ -420,7 +430,7 @@ type Stats struct {
 
 // Stats tells what the store uses now.
 func (s *Store) Stats() Stats {
-	st := Stats{Images: s.images.Load()}
+	st := Stats{Images: s.images.Load(), Fetched: s.fetched.Load()}
 	s.mu.Lock()
 	if s.stop {
 		s.mu.Unlock()

@@ -152,9 +152,7 @@ func (s *Store) writeTable(path string, r *run, o *ordered, from, to int, last b
 	if err != nil {
 		return fmt.Errorf("create table: %w", err)
 	}
-	opt := s.dbOpt.MakeWriterOptions(0, s.db.TableFormat())
-	opt.DisableValueBlocks = true // see pebbleOptions
-	w := sstable.NewWriter(&tableFile{f: f}, opt)
+	w := s.newTable(&tableFile{f: f})
 	t := tableWriter{s: s, run: r, pairs: pairWriter{set: w.Set}}
 	err = t.objects(o, from, to)
 	if err == nil && last {
@@ -170,6 +168,12 @@ func (s *Store) writeTable(path string, r *run, o *ordered, from, to int, last b
 		return fmt.Errorf("write table: %w", err)
 	}
 	return nil
+}
+
+func (s *Store) newTable(out objstorage.Writable) *sstable.Writer {
+	opt := s.dbOpt.MakeWriterOptions(0, s.db.TableFormat())
+	opt.DisableValueBlocks = true // see pebbleOptions
+	return sstable.NewWriter(out, opt)
 }
 
 // tableFile writes a table's file in large pieces.
@@ -269,6 +273,11 @@ func (t *tableWriter) progress() error {
 		}
 		p := progressPrefix(ps[i].b.num)
 		if err := t.pairs.add(&p, 0, v); err != nil {
+			return err
+		}
+	}
+	for i := range t.run.cover {
+		if err := t.pairs.add(&t.run.cover[i].p, 0, t.run.cover[i].value); err != nil {
 			return err
 		}
 	}

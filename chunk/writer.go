@@ -17,6 +17,7 @@ type Writer struct {
 	lsn    pg.LSN // of the last change
 	key    [keyLen]byte
 	closed bool
+	cover  *cover // as of the record at lsn
 
 	// replay is the size cache while old WAL is fed again over what the store already holds: it has what each fork was as of lsn.
 	// nil while lsn is beyond everything stored: then the branch's own cache, which readers share, is right.
@@ -57,7 +58,7 @@ func (s *Store) Writer(branch uint32) (*Writer, error) {
 		return nil, fmt.Errorf("branch %d %w", branch, ErrBusy)
 	}
 	b.writing = true
-	return &Writer{s: s, b: b, heldAt: map[prefix]int{}}, nil
+	return &Writer{s: s, b: b, heldAt: map[prefix]int{}, cover: b.cover.Load()}, nil
 }
 
 // Close gives up the branch. What was not committed is not visible, and must be fed again.
@@ -97,6 +98,8 @@ func (w *Writer) at(lsn pg.LSN) error {
 		return err
 	}
 	w.lsn = lsn
+	w.b.at.Store(uint64(lsn)) // before the look at the coverage: Own relies on it
+	w.cover = w.b.cover.Load()
 	if lsn <= w.b.high {
 		if w.replay == nil {
 			w.replay = map[pg.RelFork]sizeEntry{}
@@ -174,8 +177,28 @@ func (w *Writer) put(p *prefix, kind uint8, origin Origin, n int, fill func(b []
 	return nil
 }
 
-// page stores a page version with content b.
+// Keeps tells whether the version of a page that a record at lsn makes will be stored. If not, the content that Image and Delta are given does not matter;
+// they must be called all the same.
+func (w *Writer) Keeps(key pg.PageKey, lsn pg.LSN) (bool, error) {
+	if err := w.at(lsn); err != nil {
+		return false, err
+	}
+	return w.keeps(key), nil
+}
+
+func (w *Writer) keeps(key pg.PageKey) bool {
+	c := w.cover
+	if c.shards == nil {
+		return c.rest.Owned
+	}
+	return c.keeps(w.s.shard(key))
+}
+
+// page stores a page version with content b, if the page's shard is kept.
 func (w *Writer) page(key pg.PageKey, kind VersionKind, origin Origin, b []byte) error {
+	if !w.keeps(key) {
+		return nil
+	}
 	p := w.s.pagePrefix(w.b.num, key)
 	return w.put(&p, uint8(kind), origin, len(b), func(v []byte) { copy(v, b) })
 }
@@ -195,7 +218,8 @@ func (w *Writer) Image(key pg.PageKey, lsn pg.LSN, origin Origin, page pg.Page) 
 	if err := w.at(lsn); err != nil {
 		return err
 	}
-	if len(page) != pg.BlockSize {
+	keep := w.keeps(key)
+	if keep && len(page) != pg.BlockSize {
 		return w.fail(fmt.Errorf("branch %d: image of %s at %s has %d bytes, want %d", w.b.num, key, lsn, len(page), pg.BlockSize))
 	}
 	if err := w.checkKey(key); err != nil {
@@ -203,6 +227,9 @@ func (w *Writer) Image(key pg.PageKey, lsn pg.LSN, origin Origin, page pg.Page) 
 	}
 	if err := w.grow(key); err != nil {
 		return err
+	}
+	if !keep {
+		return nil
 	}
 	off, n := imageHole(page)
 	p := w.s.pagePrefix(w.b.num, key)

@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"everpage/redo"
@@ -227,6 +228,9 @@ func (w *Writer) CopyDatabase(from, to redo.DatabaseDir, lsn pg.LSN) error {
 			return err
 		}
 	}
+	p := copyPrefix(w.b.num, from.Spc, from.DB)
+	binary.LittleEndian.PutUint32(w.hold(&p, 1, copyBody), to.Spc)
+	binary.LittleEndian.PutUint32(w.heldBuf[len(w.heldBuf)-4:], to.DB)
 	for _, kind := range directoryMeta {
 		value, ok, err := w.metaBefore(kind, [2]uint32{from.Spc, from.DB})
 		if err != nil {
@@ -240,6 +244,24 @@ func (w *Writer) CopyDatabase(from, to redo.DatabaseDir, lsn pg.LSN) error {
 		}
 	}
 	return nil
+}
+
+// copyBody is tablespace and database of the copy.
+const copyBody = 4 + 4
+
+// copies lists the LSNs at which a database directory was copied, newest first: its pages are needed as they were just before each.
+func (r *reader) copies(branch, spc, db uint32) (list []pg.LSN, err error) {
+	if spc == 0 {
+		return nil, nil
+	}
+	p := copyPrefix(branch, spc, db)
+	for r.seek(&p, ^pg.LSN(0)); ; {
+		v, ok, err := r.next()
+		if err != nil || !ok {
+			return list, err
+		}
+		list = append(list, v.lsn)
+	}
 }
 
 // metaBefore is a small object's value just before the writer's LSN.

@@ -317,6 +317,10 @@ func (p *Pipeline) size(s *redo.SizeChange, lsn pg.LSN) error {
 }
 
 func (p *Pipeline) page(c *redo.PageChange, lsn pg.LSN, origin chunk.Origin) error {
+	kept, err := p.w.Keeps(c.Key, lsn)
+	if err != nil {
+		return err
+	}
 	if c.Kind == redo.KindImage {
 		return p.w.Image(c.Key, lsn, origin, c.Image)
 	}
@@ -329,7 +333,10 @@ func (p *Pipeline) page(c *redo.PageChange, lsn pg.LSN, origin chunk.Origin) err
 	case c.Optional:
 		base = chunk.BaseOptional
 	}
-	p.encoded = redo.AppendDelta(p.encoded[:0], &c.Delta)
+	p.encoded = p.encoded[:0]
+	if kept {
+		p.encoded = redo.AppendDelta(p.encoded, &c.Delta)
+	}
 	return p.w.Delta(c.Key, lsn, origin, base, p.encoded)
 }
 

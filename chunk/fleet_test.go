@@ -1,0 +1,252 @@
+package chunk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"everpage/cluster/placement"
+	"everpage/wal/pg"
+)
+
+// fleet is several stores that hold parts of one branch, all fed from one history.
+type fleet struct {
+	t      testing.TB
+	rng    *rand.Rand
+	nodes  []*world
+	page   pg.Page
+	right  int // reads that were answered
+	away   int // and refused
+	layers int // imported
+	source bool
+}
+
+// newFleet is one store that has all, and stores that have not joined yet.
+func newFleet(t testing.TB, rng *rand.Rand, n int) *fleet {
+	x := &fleet{t: t, rng: rng, page: make(pg.Page, pg.BlockSize)}
+	first := newWorld(t, rng)
+	first.step()
+	first.commit()
+	x.nodes = append(x.nodes, first)
+	for range n - 1 {
+		w := &world{t: t, rng: rng, fs: vfs.NewCrashableMem(), m: first.m, g: first.g}
+		w.opt = testOptions(w.fs)
+		s, err := Open(w.opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.s = s
+		x.nodes = append(x.nodes, w)
+	}
+	return x
+}
+
+func (x *fleet) any() *world { return x.nodes[x.rng.IntN(len(x.nodes))] }
+
+func joined(w *world) bool {
+	_, ok := w.s.Progress(testBranch)
+	return ok
+}
+
+func (x *fleet) shard() placement.Shard { return placement.Shard(x.rng.Uint32N(x.nodes[0].opt.Shards)) }
+
+// act does one thing to one store.
+func (x *fleet) act() {
+	t, w, ctx := x.t, x.any(), context.Background()
+	if !joined(w) {
+		from := x.any()
+		if !joined(from) {
+			return
+		}
+		var b bytes.Buffer
+		if _, err := from.s.ExportSmall(ctx, testBranch, 0, 0, &b); err != nil {
+			t.Fatal(err)
+		}
+		if x.rng.IntN(3) == 0 { // what comes broken makes no branch
+			cut := b.Bytes()[:x.rng.IntN(b.Len())]
+			if _, err := w.s.ImportSmall(ctx, testBranch, bytes.NewReader(cut)); err == nil {
+				t.Fatal("a truncated export was taken")
+			}
+			return
+		}
+		if _, err := w.s.ImportSmall(ctx, testBranch, &b); err != nil {
+			t.Fatal(err)
+		}
+		w.resume()
+		return
+	}
+	switch n := x.rng.IntN(100); {
+	case n < 50:
+		for range x.rng.IntN(30) {
+			w.step()
+		}
+		if x.rng.IntN(3) != 0 {
+			w.commit()
+		}
+	case n < 62:
+		k := x.shard()
+		if x.complete(k) < 2 {
+			x.fill(k)
+		} else if err := w.s.Disown(testBranch, k); err != nil {
+			t.Fatal(err)
+		}
+	case n < 74:
+		if _, err := w.s.Own(testBranch, x.shard(), x.shard()); err != nil && !errors.Is(err, ErrBusy) {
+			t.Fatal(err)
+		}
+	case n < 90:
+		x.fill(x.shard())
+	case n < 94:
+		k := x.shard()
+		if err := w.s.DropShard(testBranch, k); (err != nil) != w.s.Coverage(testBranch, k).Owned {
+			t.Fatalf("drop of shard %d: %v", k, err)
+		}
+	case n < 97:
+		w.reopen()
+	default:
+		w.crash()
+	}
+}
+
+// complete counts the stores that have all of a shard.
+func (x *fleet) complete(k placement.Shard) (n int) {
+	for _, w := range x.nodes {
+		if joined(w) && w.s.Coverage(testBranch, k).Complete {
+			n++
+		}
+	}
+	return n
+}
+
+// fill moves a shard, or a chunk of it, from a store that has it to those that own it and lack it.
+func (x *fleet) fill(k placement.Shard) {
+	ctx := context.Background()
+	for _, w := range x.nodes {
+		have := w.s.Coverage(testBranch, k)
+		if !joined(w) || !have.Owned || have.Complete && x.rng.IntN(4) != 0 {
+			continue
+		}
+		from := x.any()
+		spec := LayerSpec{Branch: testBranch, Shard: k}
+		if x.rng.IntN(2) == 0 {
+			keys := slices.SortedFunc(mapKeys(w.m.pages), pg.PageKey.Compare)
+			c := placement.ChunkOf(keys[x.rng.IntN(len(keys))], w.opt.SegmentBlocks)
+			if placement.ShardOf(c, w.opt.Shards) == k {
+				spec.Chunk = &c
+			}
+		}
+		p, _ := from.s.Durable(testBranch)
+		if x.rng.IntN(2) == 0 && p.Readable != 0 {
+			spec.From = x.nodes[0].m.start + pg.LSN(x.rng.Uint64N(uint64(p.Readable-x.nodes[0].m.start)+1))
+		}
+		var b bytes.Buffer
+		l, err := from.s.ExportLayer(ctx, spec, &b)
+		if err != nil {
+			if !errors.Is(err, ErrNotHere) && !errors.Is(err, ErrNoBranch) {
+				x.t.Fatalf("export: %v", err)
+			}
+			continue
+		}
+		if x.rng.IntN(3) == 0 {
+			if _, err := w.s.ImportLayer(ctx, bytes.NewReader(b.Bytes()[:x.rng.IntN(b.Len())])); err == nil {
+				x.t.Fatal("a truncated layer was taken")
+			}
+			continue
+		}
+		if _, err := w.s.ImportLayer(ctx, &b); err != nil {
+			if errors.Is(err, ErrNotHere) && l.Hi < w.s.Coverage(testBranch, k).From {
+				continue
+			}
+			x.t.Fatalf("import of %+v: %v", l, err)
+		}
+		x.layers++
+	}
+}
+
+// Versions asks the stores in any order.
+func (x *fleet) Versions(ctx context.Context, branch uint32, key pg.PageKey, at pg.LSN) (list []PageVersion, err error) {
+	err = errors.New("nobody has it")
+	for _, i := range x.rng.Perm(len(x.nodes)) {
+		if list, err = x.nodes[i].s.Versions(ctx, branch, key, at); err == nil {
+			return list, nil
+		}
+	}
+	return nil, err
+}
+
+// compare reads all pages at a few LSNs from every store: each answer is the model's, or none; covered pages are answered.
+func (x *fleet) compare() {
+	for _, w := range x.nodes {
+		if !joined(w) {
+			continue
+		}
+		for range 2 {
+			lsn := w.randomLSN()
+			for k := range w.m.pages {
+				err := samePage(w.s, k, lsn, w.m.pageAt(k, lsn))
+				var away *NotHereError
+				switch {
+				case err == nil:
+					x.right++
+				case errors.As(err, &away):
+					x.away++
+					if have := w.s.ChunkCoverage(testBranch, placement.ChunkOf(k, w.opt.SegmentBlocks)); have.answers(lsn) && away.Have == have {
+						x.t.Fatalf("%s at %s is covered by %+v: %v", k, lsn, have, err)
+					}
+				default:
+					w.dump(k)
+					x.t.Fatal(err)
+				}
+			}
+			for f := range w.m.sizes {
+				want := w.m.sizeAt(f, lsn)
+				if n, ok, err := w.s.Size(testBranch, f, lsn); err != nil || ok != want.exists || n != want.blocks {
+					x.t.Fatalf("size of %s at %s: got %d %v %v, want %d", f, lsn, n, ok, err, want.blocks)
+				}
+			}
+			w.compareMeta(lsn)
+		}
+		w.compareCommits()
+	}
+}
+
+// Shards move at random moments between stores that are fed at their own pace, crash and come back: every page that one of them answers is right.
+func TestFleet(t *testing.T) {
+	rng := rand.New(rand.NewPCG(seedOf(t), 11))
+	rounds := 12
+	if testing.Short() {
+		rounds = 4
+	}
+	x := newFleet(t, rng, 3)
+	for round := range rounds {
+		for range 40 {
+			x.act()
+		}
+		for _, w := range x.nodes {
+			w.s.SetSource(nil)
+			if round%2 == 1 {
+				w.s.SetSource(x)
+			}
+		}
+		x.compare()
+	}
+	for _, w := range x.nodes {
+		w.s.SetSource(nil)
+		if joined(w) {
+			w.check()
+			w.w.Close()
+		}
+		if err := w.s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Logf("%d pages right, %d elsewhere, %d layers moved", x.right, x.away, x.layers)
+	if x.right == 0 || x.away == 0 || x.layers == 0 {
+		t.Error("the history did not move enough")
+	}
+}
