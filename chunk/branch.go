@@ -36,6 +36,7 @@ type branchState struct {
 	writing bool
 	dropped bool
 	dirty   bool // progress moved since a run was frozen
+	over    bool // the run that was frozen last has versions beyond its progress
 	waiting []waiter
 
 	coverDirty map[coverKey]bool // of coverage that no frozen run has yet
@@ -50,6 +51,8 @@ type branchProgress struct {
 	b    *branchState
 	p    *Progress
 	high pg.LSN
+	// after tells that versions beyond the progress before are in the run before.
+	after bool
 }
 
 // storedProgress is Progress as a table holds it.
@@ -217,6 +220,7 @@ func (s *Store) loadBranches() error {
 		b.progress.Store(&sp.Progress)
 		b.durable = &sp.Progress
 		b.high = sp.High
+		b.over = b.high > sp.Readable
 		return nil
 	}); err != nil {
 		return err

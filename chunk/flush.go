@@ -47,7 +47,8 @@ func (s *Store) freeze() error {
 	s.branches.Range(func(_, v any) bool {
 		if b := v.(*branchState); !b.dropped {
 			if p := b.current(); p != nil {
-				s.active.progress = append(s.active.progress, branchProgress{b, p, b.high})
+				s.active.progress = append(s.active.progress, branchProgress{b: b, p: p, high: b.high, after: b.over})
+				b.over = b.high > p.Readable
 				s.active.cover = append(s.active.cover, b.cover.Load().sortedPairs(b.num, b.coverDirty)...)
 				clear(b.coverDirty)
 			}
@@ -168,9 +169,11 @@ func (s *Store) writeRun(r *run) error {
 	if err != nil {
 		return errors.Join(err, s.discard(paths...))
 	}
+	queued := s.enqueue(r, paths)
 	s.tables.Lock()
 	defer s.tables.Unlock()
 	if err := s.db.Ingest(context.Background(), paths); err != nil {
+		s.Release(queued)
 		return errors.Join(fmt.Errorf("ingest table: %w", err), s.discard(paths...))
 	}
 	return nil

@@ -2,6 +2,7 @@ package chunk
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -17,20 +18,21 @@ import (
 )
 
 // A layer carries versions between stores: of one shard, of one chunk, or all that is small of a branch. Its form is a stream: layerMagic, the length
-// (uint32, big-endian) and JSON of the Layer, then tables, then tagEnd with the length and JSON of a layerEnd. A table is tagTable, the bytes of an sstable
-// in pieces (length, bytes; length 0 ends them), and tagWhole if the chunks in it end there, tagPart if the last one goes on in the next table. Keys
-// ascend throughout.
+// (uint32, big-endian) and JSON of the Layer, then tables, then tagEnd with the length and JSON of a layerEnd, that length once more, and layerFoot. A table
+// is tagTable, the length and the bytes of an sstable, and tagWhole if the chunks in it end there, tagPart if the last one goes on in the next table. Keys
+// ascend throughout. The end lists the tables, so that a layer that lies in a file or an object is also read page by page.
 const (
 	layerMagic = "everpage layer 1\n"
+	layerFoot  = "EPL1"
 	tagTable   = 'T'
 	tagWhole   = 'W'
 	tagPart    = 'P'
 	tagEnd     = 'E'
 
-	layerTable    = 8 << 20  // bytes of values from which on a table ends where a chunk does
-	layerTableMax = 32 << 20 // and where a page does
-	maxLayerJSON  = 1 << 20
-	maxLayerPiece = 4 << 20
+	layerTable    = 4 << 20  // bytes of values from which on a table ends where a chunk does
+	layerTableMax = 16 << 20 // and where a page does
+	maxLayerJSON  = 64 << 20
+	maxTableBytes = 1 << 30
 )
 
 // Layer says what a layer holds.
@@ -61,8 +63,14 @@ type LayerSpec struct {
 
 // layerEnd is what a layer's end says.
 type layerEnd struct {
-	Tables   int
+	Tables   []layerPart
 	Versions uint64
+}
+
+// layerPart is one table of a layer.
+type layerPart struct {
+	Offset, Length int64
+	First, Last    []byte // prefixes of the objects
 }
 
 // ExportLayer writes the layer of a shard or chunk to w, as of one moment, in bounded memory.
@@ -170,7 +178,10 @@ type exporter struct {
 
 	l      *Layer
 	out    *bufio.Writer
+	at     int64 // bytes written
 	err    error
+	buf    bytes.Buffer // the table that is being made
+	first  prefix       // of it
 	table  *sstable.Writer
 	pairs  pairWriter
 	bytes  int
@@ -249,6 +260,7 @@ func (x *exporter) begin(w io.Writer, l *Layer) {
 func (x *exporter) write(b []byte) {
 	if x.err == nil {
 		_, x.err = x.out.Write(b)
+		x.at += int64(len(b))
 	}
 }
 
@@ -261,25 +273,17 @@ func (x *exporter) json(v any) {
 	x.write(b)
 }
 
-// Write takes a piece of the table.
-func (x *exporter) Write(b []byte) error {
-	for len(b) > 0 && x.err == nil {
-		n := min(len(b), maxLayerPiece)
-		x.write(binary.BigEndian.AppendUint32(nil, uint32(n)))
-		x.write(b[:n])
-		b = b[n:]
-	}
-	return x.err
+// tableBytes gathers a table in memory.
+type tableBytes struct{ *bytes.Buffer }
+
+// Write implements objstorage.Writable, as do the others.
+func (w tableBytes) Write(b []byte) error {
+	w.Buffer.Write(b)
+	return nil
 }
 
-// Finish ends the table.
-func (x *exporter) Finish() error {
-	x.write([]byte{0, 0, 0, 0})
-	return x.err
-}
-
-// Abort is called for what has failed already.
-func (x *exporter) Abort() {}
+func (w tableBytes) Finish() error { return nil }
+func (w tableBytes) Abort()        {}
 
 // walk exports the objects with lo <= prefix < hi.
 func (x *exporter) walk(lo, hi prefix) {
@@ -360,11 +364,10 @@ func (x *exporter) add(p *prefix, v version) error {
 		x.chunk, x.last = next, *p
 	}
 	if x.table == nil {
-		x.write([]byte{tagTable})
-		x.table = x.s.newTable(x)
+		x.buf.Reset()
+		x.table = x.s.newTable(tableBytes{&x.buf})
 		x.pairs = pairWriter{set: x.table.Set}
-		x.count.Tables++
-		x.bytes = 0
+		x.bytes, x.first = 0, *p
 	}
 	x.bytes += len(v.value)
 	x.count.Versions++
@@ -380,13 +383,20 @@ func (x *exporter) endTable(tag byte) {
 	if err != nil && x.err == nil {
 		x.err = err
 	}
+	x.write([]byte{tagTable})
+	x.write(binary.BigEndian.AppendUint32(nil, uint32(x.buf.Len())))
+	x.count.Tables = append(x.count.Tables, layerPart{Offset: x.at, Length: int64(x.buf.Len()), First: bytes.Clone(x.first[:]), Last: bytes.Clone(x.last[:])})
+	x.write(x.buf.Bytes())
 	x.write([]byte{tag})
 }
 
 func (x *exporter) end() error {
 	x.endTable(tagWhole)
 	x.write([]byte{tagEnd})
+	start := x.at
 	x.json(&x.count)
+	x.write(binary.BigEndian.AppendUint32(nil, uint32(x.at-start-4)))
+	x.write([]byte(layerFoot))
 	if x.err == nil {
 		x.err = x.out.Flush()
 	}

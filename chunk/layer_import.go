@@ -211,7 +211,7 @@ func (im *Import) accept(l Layer) error {
 }
 
 func (im *Import) tables(ctx context.Context, l Layer, in *bufio.Reader) error {
-	var have layerEnd
+	tables, versions := 0, uint64(0)
 	for {
 		tag, err := in.ReadByte()
 		if err != nil {
@@ -223,15 +223,19 @@ func (im *Import) tables(ctx context.Context, l Layer, in *bufio.Reader) error {
 			if err != nil {
 				return err
 			}
-			have.Tables++
-			have.Versions += n
+			tables++
+			versions += n
 		case tagEnd:
 			var want layerEnd
 			if err := readJSON(in, &want); err != nil {
 				return err
 			}
-			if want != have {
-				return fmt.Errorf("the layer has %d versions in %d tables, its end says %d in %d", have.Versions, have.Tables, want.Versions, want.Tables)
+			foot := make([]byte, 4+len(layerFoot))
+			if _, err := io.ReadFull(in, foot); err != nil {
+				return truncated(err)
+			}
+			if len(want.Tables) != tables || want.Versions != versions || string(foot[4:]) != layerFoot {
+				return fmt.Errorf("%w: the layer has %d versions in %d tables, its end says %d in %d", errShape, versions, tables, want.Versions, len(want.Tables))
 			}
 			return nil
 		default:
@@ -270,29 +274,27 @@ func (im *Import) table(ctx context.Context, l Layer, in *bufio.Reader) (version
 	})
 }
 
-// spool writes a table's pieces to a file.
+// spool writes a table to a file.
 func (s *Store) spool(ctx context.Context, path string, in *bufio.Reader) (size int64, err error) {
 	f, err := s.fs.Create(path, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	for {
+	n, err := readLength(in, maxTableBytes)
+	if err != nil {
+		return 0, err
+	}
+	for size < int64(n) {
 		if err := ctx.Err(); err != nil {
 			return size, err
 		}
-		n, err := readLength(in, maxLayerPiece)
-		if err != nil {
-			return size, err
-		}
-		if n == 0 {
-			return size, nil
-		}
-		if _, err := io.CopyN(f, in, int64(n)); err != nil {
+		k, err := io.CopyN(f, in, min(1<<20, int64(n)-size))
+		if size += k; err != nil {
 			return size, truncated(err)
 		}
-		size += int64(n)
 	}
+	return size, nil
 }
 
 // trimmer writes what a store lacks of one table of a layer into a table of its own.
@@ -315,29 +317,15 @@ func (t *trimmer) run(ctx context.Context, from, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, in.Close()) }()
-	it, err := in.NewIter(sstable.NoTransforms, nil, nil, sstable.AssertNoBlobHandles)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, it.Close()) }()
 	f, err := s.fs.Create(to, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return err
 	}
 	w := s.newTable(&tableFile{f: f})
 	pairs := pairWriter{set: w.Set}
-	for kv := it.First(); kv != nil && err == nil; kv = it.Next() {
-		var value []byte
-		if value, _, err = kv.Value(nil); err == nil {
-			err = versionsOf(kv.K.UserKey, value, func(p *prefix, lsn pg.LSN, sealed []byte) error { return t.version(&pairs, p, lsn, sealed) })
-		}
-		if err == nil {
-			err = ctx.Err()
-		}
-	}
-	if err == nil {
-		err = it.Error()
-	}
+	err = eachVersion(in, nil, nil, func(p *prefix, lsn pg.LSN, sealed []byte) error {
+		return errors.Join(t.version(&pairs, p, lsn, sealed), ctx.Err())
+	})
 	if err == nil {
 		err = pairs.finish()
 	}
@@ -540,7 +528,7 @@ func (im *Import) finishSmall() error {
 	}
 	p := *im.progress
 	p.Note = slices.Clone(p.Note)
-	bp := branchProgress{b, &p, p.Readable}
+	bp := branchProgress{b: b, p: &p, high: p.Readable}
 	v, err := bp.encode()
 	if err != nil {
 		return err

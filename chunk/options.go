@@ -21,6 +21,7 @@ type Options struct {
 	PageCacheBytes int64  // of pages as they were read, kept for the next read; 48 MiB, negative for none
 	DepthBytes     int64  // of the table that knows how many deltas lie over a page's last image; 16 MiB
 	ReserveBytes   int64  // of disk space kept back for the database's own needs when the disk is full; 32 MiB, negative for none
+	QueueBytes     int64  // of tables that are kept for the backup until Release; the oldest are given up beyond that. 0: none are kept
 	SegmentBlocks  uint32 // blocks in one chunk of a relation fork; pg.SegmentBlocks. A store keeps the number that it was made with
 	Shards         uint32 // that chunks hash into; placement.DefaultShards, at most MaxShards. A store keeps the number that it was made with
 	MaxChain       int    // deltas over an image before another image is added; 200, as an image takes the bytes of a hundred short deltas

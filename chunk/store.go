@@ -59,6 +59,7 @@ type Store struct {
 	tables   sync.Mutex // held while tables come in or go, the run's own among them
 
 	mu       sync.Mutex
+	queue    queue
 	dropping map[shardOf]bool
 	cond     *sync.Cond // runs were frozen, written or failed
 	active   *run
@@ -175,6 +176,9 @@ func Open(opt Options) (*Store, error) {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	if err := s.fs.MkdirAll(tmp, 0o700); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if err := s.openQueue(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
 	s.spare.take()
@@ -416,6 +420,9 @@ type Stats struct {
 	FrozenRuns  int    // runs waiting to become tables
 	Flushes     uint64 // runs that became tables
 	Images      uint64 // images added to bound chains
+	QueueBytes  int64  // of tables that wait for the backup
+	Queued      int    // runs that do
+	QueueLost   uint64 // runs that do no more because the queue was full
 	Fetched     uint64 // reads that took versions from the source
 	DiskBytes   uint64
 	Tables      int64
@@ -440,6 +447,7 @@ func (s *Store) Stats() Stats {
 	for _, r := range s.frozen {
 		st.RunBytes += r.size.Load()
 	}
+	st.QueueBytes, st.Queued, st.QueueLost = s.queue.bytes, len(s.queue.list), s.queue.lost
 	st.FrozenRuns, st.Flushes, st.WriteErr = len(s.frozen), s.flushedN, s.writeErr
 	m := s.db.Metrics()
 	s.mu.Unlock()
