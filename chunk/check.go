@@ -250,7 +250,7 @@ func (c *checker) value(p prefix, lsn pg.LSN, v []byte) {
 			return
 		}
 		i, ok, err := c.r.commitAt(p.branch(), lsn)
-		if err != nil || !ok || i.End != lsn || i.XID != p.num(0) || i != e {
+		if err != nil || !ok || i.End != lsn || i.XID/xidsTogether != p.num(0) || i != e {
 			c.violation(lsn, "differs from the commit index: %v", err)
 		}
 	case classRestore:

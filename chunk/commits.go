@@ -132,15 +132,19 @@ func (s *Store) CommitOfXID(branch uint32, xid pg.TransactionID) (c Commit, ok b
 	}
 	defer r.release()
 	p := xidPrefix(branch, xid)
-	v, ok, err := r.newest(&p, hi)
-	if err != nil || !ok {
-		return c, false, err
+	for r.seek(&p, hi); ; {
+		v, ok, err := r.next()
+		if err != nil || !ok {
+			return c, false, err
+		}
+		e, err := getCommit(v.lsn, v.value)
+		if err != nil {
+			return c, false, r.corrupt(&p, v.lsn, err)
+		}
+		if e.XID == xid {
+			return e.Commit, true, nil
+		}
 	}
-	e, err := getCommit(v.lsn, v.value)
-	if err != nil {
-		return c, false, r.corrupt(&p, v.lsn, err)
-	}
-	return e.Commit, true, nil
 }
 
 // Neighbours are the last commit or abort that ends at or before lsn and the first one that ends after it; nil where there is none.

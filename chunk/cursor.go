@@ -229,7 +229,8 @@ func (r *reader) next() (v version, ok bool, err error) {
 		v.value = run.value(run.entry(c.pos[best]).value)
 	}
 	c.last, c.any = v.lsn, true
-	if !sealed(c.prefix.appendKey(r.key[:0], v.lsn), v.value) {
+	// What is still in a run was sealed by this process and has not left its memory.
+	if v.lent && !sealed(c.prefix.appendKey(r.key[:0], v.lsn), v.value) {
 		return v, false, r.corrupt(&c.prefix, v.lsn, errChecksum)
 	}
 	return v, true, nil

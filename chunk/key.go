@@ -27,7 +27,7 @@ const (
 	classSize     = 2  // tablespace, database, relation, fork; an SLRU segment is tablespace 0, database = SLRU, relation = segment
 	classMeta     = 3  // kind, ID[0], ID[1]
 	classCommit   = 4  // all commits and aborts of a branch, by LSN
-	classXID      = 5  // transaction ID
+	classXID      = 5  // transaction ID / xidsTogether
 	classRestore  = 6  // hash of the restore point's name
 	classDamage   = 7  // as classPage, without the shard: where damage to a page begins
 	classCopy     = 8  // tablespace, database: as whose copies other databases were made
@@ -92,8 +92,11 @@ func copyPrefix(branch, spc, db uint32) prefix {
 
 func commitPrefix(branch uint32) prefix { return makePrefix(classCommit, branch, 0, 0, 0, 0, 0) }
 
+// xidsTogether is how many transaction IDs in a row are one object, so that its versions share pairs.
+const xidsTogether = 256
+
 func xidPrefix(branch uint32, xid pg.TransactionID) prefix {
-	return makePrefix(classXID, branch, xid, 0, 0, 0, 0)
+	return makePrefix(classXID, branch, xid/xidsTogether, 0, 0, 0, 0)
 }
 
 func progressPrefix(branch uint32) prefix { return makePrefix(classProgress, branch, 0, 0, 0, 0, 0) }
@@ -134,7 +137,7 @@ func (p prefix) String() string {
 	case classCommit:
 		return "commit index"
 	case classXID:
-		return fmt.Sprintf("transaction %d", p.num(0))
+		return fmt.Sprintf("transactions from %d", p.num(0)*xidsTogether)
 	case classRestore:
 		return fmt.Sprintf("restore point %08x%08x%08x", p.num(0), p.num(1), p.num(2))
 	case classCopy:

@@ -3,6 +3,7 @@ package chunk
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"everpage/redo"
 	"everpage/wal/pg"
@@ -41,6 +42,9 @@ type heldValue struct {
 	kind   uint8
 	off, n int // of Writer.heldBuf
 }
+
+// maxSearched is the number of held values up to which they are searched one by one.
+const maxSearched = 8
 
 // maxSizes bounds the size cache, entries.
 const maxSizes = 1 << 18
@@ -130,14 +134,27 @@ func (w *Writer) fail(err error) error {
 // hold keeps a small object's new value until the record is over; room for n bytes of content is returned.
 func (w *Writer) hold(p *prefix, kind uint8, n int) []byte {
 	h := heldValue{p: *p, kind: kind, off: len(w.heldBuf), n: n}
-	if i, ok := w.heldAt[*p]; ok {
+	if i := w.holds(p); i >= 0 {
 		w.held[i] = h
 	} else {
-		w.heldAt[*p] = len(w.held)
 		w.held = append(w.held, h)
 	}
 	w.heldBuf = append(w.heldBuf, make([]byte, n)...)
 	return w.heldBuf[h.off:]
+}
+
+// holds finds what is held of an object; -1 if nothing. Most records hold one or two values, which need no map.
+func (w *Writer) holds(p *prefix) int {
+	if len(w.held) <= maxSearched {
+		return slices.IndexFunc(w.held, func(h heldValue) bool { return h.p == *p })
+	}
+	for i := len(w.heldAt); i < len(w.held); i++ {
+		w.heldAt[w.held[i].p] = i
+	}
+	if i, ok := w.heldAt[*p]; ok {
+		return i
+	}
+	return -1
 }
 
 // settle stores what was held.
@@ -152,7 +169,9 @@ func (w *Writer) settle() error {
 		}
 	}
 	w.held, w.heldBuf = w.held[:0], w.heldBuf[:0]
-	clear(w.heldAt)
+	if len(w.heldAt) > 0 {
+		clear(w.heldAt)
+	}
 	return nil
 }
 

@@ -89,8 +89,14 @@ func recordError(rec *wal.Record, err error) error {
 
 // touchBlock adds what a block reference by itself says: an image to restore, or a delta.
 func touchBlock(rec *wal.Record, blk *wal.Block, m *manager, ch *Changes) error {
-	ch.Pages = append(ch.Pages, PageChange{Key: blk.PageKey})
-	c := &ch.Pages[len(ch.Pages)-1]
+	n := len(ch.Pages)
+	if n < cap(ch.Pages) {
+		ch.Pages = ch.Pages[:n+1]
+	} else {
+		ch.Pages = append(ch.Pages, PageChange{})
+	}
+	c := &ch.Pages[n]
+	*c = PageChange{Key: blk.PageKey} // in place: it is large
 	d := &c.Delta
 	d.Major, d.LSN = rec.Major, rec.End
 	d.Rmgr, d.Info, d.XID = rec.Rmgr, rec.Info, rec.XID

@@ -98,8 +98,7 @@ func Decode(rec *Record, major pg.Major, raw []byte) error {
 type layout struct {
 	total    uint64 // bytes of all parts
 	main     uint64
-	data     [MaxBlockID + 1]uint16 // by position in Record.Blocks
-	image    [MaxBlockID + 1]uint16
+	room     []byte            // what follows the record's header
 	rel      pg.RelFileLocator // of the last block header
 	haveRel  bool
 	lastID   int
@@ -110,7 +109,7 @@ type layout struct {
 func decodeBody(rec *Record, bits imageBits, b []byte) error {
 	rec.Origin, rec.TopLevelXID, rec.Main = 0, 0, nil
 	rec.Blocks = rec.Blocks[:0]
-	l := layout{lastID: -1}
+	l := layout{lastID: -1, room: b}
 	// As in the server: headers end where what is left is just the payload announced, or with the main data's header.
 	for uint64(len(b)) > l.total && !l.mainSeen {
 		var err error
@@ -128,11 +127,11 @@ func decodeBody(rec *Record, bits imageBits, b []byte) error {
 	}
 	for i := range rec.Blocks {
 		blk := &rec.Blocks[i]
-		if n := int(l.image[i]); blk.HasImage {
+		if n := len(blk.Image.Data); blk.HasImage {
 			blk.Image.Data = b[:n:n]
 			b = b[n:]
 		}
-		if n := int(l.data[i]); blk.HasData {
+		if n := len(blk.Data); blk.HasData {
 			blk.Data = b[:n:n]
 			b = b[n:]
 		}
@@ -177,8 +176,17 @@ func (l *layout) block(rec *Record, bits imageBits, b []byte) (rest []byte, err 
 	}
 	blk.RelFileLocator = l.rel
 	blk.PageKey.Block = le.Uint32(rest)
-	l.data[n], l.image[n] = dataLen, imageLen
 	l.total += uint64(dataLen) + uint64(imageLen)
+	if l.total > uint64(len(l.room)) {
+		return nil, fmt.Errorf("block %d: the record's parts need %d bytes, but it has %d", id, l.total, len(l.room))
+	}
+	// Only their lengths count as yet: where they lie is known when all headers are.
+	if blk.HasImage {
+		blk.Image.Data = l.room[:imageLen]
+	}
+	if blk.HasData {
+		blk.Data = l.room[:dataLen]
+	}
 	return rest[4:], nil
 }
 
