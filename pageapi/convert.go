@@ -1,10 +1,6 @@
 package pageapi
 
 import (
-	"encoding/binary"
-
-	"github.com/cespare/xxhash/v2"
-
 	"everpage/cluster/placement"
 	pb "everpage/pageapi/pagepb/everpage/v1"
 	"everpage/wal/pg"
@@ -107,26 +103,4 @@ func mapFromWire(w *pb.GetShardMapResponse) (*placement.Map, error) {
 		m.Replicas = append(m.Replicas, replicas)
 	}
 	return m, m.Valid()
-}
-
-// pagesChecksum binds pages to what was asked for: it differs if a page of another block, relation, branch or LSN is answered.
-func pagesChecksum(at Position, rel pg.RelFork, blocks []pg.BlockNumber, pages []byte) uint64 {
-	var head [32]byte
-	binary.LittleEndian.PutUint32(head[0:], at.Branch)
-	binary.LittleEndian.PutUint64(head[4:], uint64(at.LSN))
-	binary.LittleEndian.PutUint32(head[12:], rel.Spc)
-	binary.LittleEndian.PutUint32(head[16:], rel.DB)
-	binary.LittleEndian.PutUint32(head[20:], rel.Rel)
-	binary.LittleEndian.PutUint32(head[24:], uint32(rel.Fork))
-	binary.LittleEndian.PutUint32(head[28:], uint32(len(blocks)))
-	var d xxhash.Digest
-	d.Reset()
-	d.Write(head[:])
-	var b [4]byte
-	for _, n := range blocks {
-		binary.LittleEndian.PutUint32(b[:], n)
-		d.Write(b[:])
-	}
-	d.Write(pages)
-	return d.Sum64()
 }

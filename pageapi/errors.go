@@ -25,6 +25,7 @@ const (
 	Unavailable = pb.Code_CODE_UNAVAILABLE
 	Corrupt     = pb.Code_CODE_CORRUPT
 	WrongOwner  = pb.Code_CODE_WRONG_OWNER
+	Exhausted   = pb.Code_CODE_EXHAUSTED
 )
 
 // Error is an error with its code. It reads the same on both ends of the wire.
@@ -71,7 +72,7 @@ func errorOf(s *pb.Status) error {
 
 var grpcCodes = map[Code]codes.Code{
 	Internal: codes.Internal, Invalid: codes.InvalidArgument, NotFound: codes.NotFound, OutOfWindow: codes.OutOfRange,
-	Unavailable: codes.Unavailable, Corrupt: codes.DataLoss, WrongOwner: codes.FailedPrecondition,
+	Unavailable: codes.Unavailable, Corrupt: codes.DataLoss, WrongOwner: codes.FailedPrecondition, Exhausted: codes.ResourceExhausted,
 }
 
 // toGRPC makes a unary call's error.

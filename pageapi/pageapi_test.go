@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 
 	"everpage/cluster/placement"
 	"everpage/pageapi/datadir"
@@ -25,18 +26,43 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fakePages struct {
 	Pages
 	shardMap atomic.Pointer[placement.Map]
-	refuse   atomic.Int64 // so many reads are answered with a wrong owner
+	refuse   atomic.Int64 // so many reads are answered with a wrong owner, and a newer map
+	strange  atomic.Bool  // the node keeps nothing, and knows no newer map
+	readable atomic.Int64 // 0: 1000
+	slow     atomic.Int64 // nanoseconds that each read takes
+	reads    atomic.Int64
+	hung     atomic.Pointer[chan struct{}] // nothing is answered until it is closed
 }
 
 var testRel = pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: 1663, DB: 5, Rel: 16384}}
 
-func (f *fakePages) Map() *placement.Map { return f.shardMap.Load() }
+func (f *fakePages) hang(ctx context.Context) {
+	if c := f.hung.Load(); c != nil {
+		select {
+		case <-*c:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (f *fakePages) Map() *placement.Map {
+	f.hang(context.Background())
+	return f.shardMap.Load()
+}
+
+func (f *fakePages) Readable(uint32) pg.LSN {
+	if n := f.readable.Load(); n != 0 {
+		return pg.LSN(n)
+	}
+	return 1000
+}
 
 func (f *fakePages) Position(ctx context.Context, at Position, wait time.Duration) (Position, error) {
+	f.hang(ctx)
 	switch {
 	case at.LSN == 0:
-		at.LSN = 1000
-	case at.LSN > 1000:
+		at.LSN = f.Readable(0)
+	case at.LSN > f.Readable(0):
 		t := time.NewTimer(wait)
 		defer t.Stop()
 		select {
@@ -48,7 +74,17 @@ func (f *fakePages) Position(ctx context.Context, at Position, wait time.Duratio
 	return at, nil
 }
 
-func (f *fakePages) Page(_ context.Context, at Position, key pg.PageKey, dst []byte) error {
+func (f *fakePages) Page(ctx context.Context, at Position, key pg.PageKey, dst []byte) error {
+	f.reads.Add(1)
+	if d := f.slow.Load(); d != 0 {
+		select {
+		case <-time.After(time.Duration(d)):
+		case <-ctx.Done():
+		}
+	}
+	if f.strange.Load() {
+		return Errorf(WrongOwner, "this node doesn't keep %s", key)
+	}
 	if f.refuse.Load() > 0 {
 		f.refuse.Add(-1)
 		next := *f.Map()
@@ -62,6 +98,30 @@ func (f *fakePages) Page(_ context.Context, at Position, key pg.PageKey, dst []b
 	clear(dst)
 	binary.LittleEndian.PutUint32(dst[100:], key.Block)
 	binary.LittleEndian.PutUint64(dst[200:], uint64(at.LSN))
+	return nil
+}
+
+func (f *fakePages) Size(context.Context, Position, pg.RelFork) (pg.BlockNumber, error) {
+	return 1000, nil
+}
+
+func (f *fakePages) Relations(ctx context.Context, at Position, fn func(pg.RelFork, pg.BlockNumber) error) error {
+	for i := range pg.Oid(5000) {
+		rel := testRel
+		rel.Rel += i
+		if err := fn(rel, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fakePages) History(_ context.Context, at Position, key pg.PageKey, fn func(Version) error) error {
+	for lsn := at.LSN; lsn > 0; lsn-- {
+		if err := fn(Version{LSN: lsn, Kind: "delta", Record: "Heap/INSERT", Bytes: 7}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -79,43 +139,78 @@ func (f *fakePages) State(context.Context, Position) (*ClusterState, error) {
 }
 
 // serve runs a page service over the fake on loopback. wrap, where set, may change answers.
-func serve(t *testing.T, wrap func(*pb.GetPagesResponse)) (*fakePages, *Client) {
+func serve(t *testing.T, wrap func(*pagesAnswer)) (*fakePages, *Client) {
+	t.Helper()
+	n := newFakeNode(t, wrap)
+	n.shardMap.Store(placement.Single(placement.Node{Name: "n", Address: n.address}, 64, 16))
+	return &n.fakePages, newTestClient(t, n.address)
+}
+
+func newTestClient(t *testing.T, addresses ...string) *Client {
+	c, err := NewClient(addresses)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// fakeNode is a page service over a fakePages.
+type fakeNode struct {
+	fakePages
+	address string
+	server  *grpc.Server
+	served  sync.WaitGroup
+}
+
+func newFakeNode(t *testing.T, wrap func(*pagesAnswer)) *fakeNode {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fakePages{}
-	f.shardMap.Store(placement.Single(placement.Node{Name: "n", Address: l.Addr().String()}, 64, 16))
-	opts := []grpc.ServerOption{}
+	n := &fakeNode{address: l.Addr().String()}
+	n.start(l, wrap)
+	t.Cleanup(func() {
+		if c := n.hung.Swap(nil); c != nil {
+			close(*c)
+		}
+		n.kill()
+	})
+	return n
+}
+
+func (n *fakeNode) start(l net.Listener, wrap func(*pagesAnswer)) {
+	opts := ServerOptions()
 	if wrap != nil {
 		opts = append(opts, grpc.StreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 			return handler(srv, &tampering{ss, wrap})
 		}))
 	}
-	s := grpc.NewServer(opts...)
-	pb.RegisterPageServiceServer(s, NewServer(f))
-	var served sync.WaitGroup
-	served.Go(func() { s.Serve(l) })
-	c, err := NewClient([]string{l.Addr().String()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		c.Close()
-		s.Stop()
-		served.Wait()
-	})
-	return f, c
+	n.server = grpc.NewServer(opts...)
+	pb.RegisterPageServiceServer(n.server, NewServer(&n.fakePages))
+	n.served.Go(func() { n.server.Serve(l) })
+}
+
+// kill ends the server as a killed process ends: its connections are closed.
+func (n *fakeNode) kill() {
+	n.server.Stop()
+	n.served.Wait()
+}
+
+// stop makes the node answer nothing until the test ends, as a stopped process.
+func (n *fakeNode) stop() {
+	c := make(chan struct{})
+	n.hung.Store(&c)
 }
 
 type tampering struct {
 	grpc.ServerStream
-	wrap func(*pb.GetPagesResponse)
+	wrap func(*pagesAnswer)
 }
 
 func (s *tampering) SendMsg(m any) error {
-	if r, ok := m.(*pb.GetPagesResponse); ok {
+	if r, ok := m.(*pagesAnswer); ok {
 		s.wrap(r)
 	}
 	return s.ServerStream.SendMsg(m)
@@ -182,15 +277,25 @@ func TestWrongOwnerIsFollowed(t *testing.T) {
 
 // Whatever is answered in place of what was asked for must be noticed.
 func TestAnswersOfSomethingElseAreRefused(t *testing.T) {
-	for name, tamper := range map[string]func(*pb.GetPagesResponse){
-		"a flipped bit":      func(r *pb.GetPagesResponse) { r.Pages[4000] ^= 1 },
-		"another block":      func(r *pb.GetPagesResponse) { r.Blocks = []uint32{8} },
-		"another request":    func(r *pb.GetPagesResponse) { r.Id++ },
-		"another relation":   func(r *pb.GetPagesResponse) { r.Rel = &pb.RelFork{Spc: 1663, Db: 5, Rel: 16385} },
-		"another LSN":        func(r *pb.GetPagesResponse) { r.Lsn-- },
-		"fewer pages":        func(r *pb.GetPagesResponse) { r.Pages = r.Pages[:100] },
-		"no checksum":        func(r *pb.GetPagesResponse) { r.Checksum = 0 },
-		"content of another": func(r *pb.GetPagesResponse) { binary.LittleEndian.PutUint32(r.Pages[100:], 8) },
+	for name, tamper := range map[string]func(*pagesAnswer){
+		"a flipped bit":    func(r *pagesAnswer) { r.pages.ReadOnlyData()[4000] ^= 1 },
+		"another block":    func(r *pagesAnswer) { r.blocks = []uint32{8} },
+		"another request":  func(r *pagesAnswer) { r.id++ },
+		"another relation": func(r *pagesAnswer) { r.rel.Rel++ },
+		"another LSN":      func(r *pagesAnswer) { r.lsn-- },
+		"fewer pages": func(r *pagesAnswer) {
+			whole := r.pages
+			r.pages = mem.SliceBuffer(make([]byte, 100))
+			whole.Free()
+		},
+		"more pages": func(r *pagesAnswer) {
+			whole := r.pages
+			r.pages = mem.SliceBuffer(make([]byte, 2*pg.BlockSize))
+			whole.Free()
+		},
+		"no pages":           func(r *pagesAnswer) { r.drop() },
+		"no checksum":        func(r *pagesAnswer) { r.checksum = 0 },
+		"content of another": func(r *pagesAnswer) { binary.LittleEndian.PutUint32(r.pages.ReadOnlyData()[100:], 8) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, c := serve(t, tamper)

@@ -31,14 +31,30 @@ type Pages interface {
 	SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([]SLRUSegment, error)
 	// SLRUSegment is the content of one segment, as long as its file would be.
 	SLRUSegment(ctx context.Context, at Position, slru pg.SLRU, segment uint32) ([]byte, error)
-	// History lists the versions of a page at or below the position, newest first, at most limit (0: all).
-	History(ctx context.Context, at Position, key pg.PageKey, limit int) ([]Version, error)
+	// History calls fn for the versions of a page at or below the position, newest first.
+	History(ctx context.Context, at Position, key pg.PageKey, fn func(Version) error) error
 	// State is all that is not a page.
 	State(ctx context.Context, at Position) (*ClusterState, error)
 	// Resolve turns a target into an LSN.
 	Resolve(ctx context.Context, t Target) (*Resolution, error)
 	// Map is the newest shard map.
 	Map() *placement.Map
+	// Readable is the newest LSN that can be read of a branch (0: main); 0 if none.
+	Readable(branch uint32) pg.LSN
+}
+
+// Leases pins LSNs against garbage collection.
+type Leases interface {
+	// Lease makes a lease, renews one (l.ID is not 0), or ends one (d is 0). The answer has the id, and when it expires.
+	Lease(ctx context.Context, l Lease, d time.Duration) (Lease, error)
+}
+
+// Lease keeps an LSN of a branch readable until it expires.
+type Lease struct {
+	ID      uint64
+	Pos     Position
+	Holder  string // told to people who ask what holds history back
+	Expires time.Time
 }
 
 // SLRUSegment is one existing segment and the number of pages that its file has.

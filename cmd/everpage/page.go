@@ -121,7 +121,11 @@ func newPageHistory(g *globals) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				versions, lsn, err := c.History(ctx, pos, key, limit)
+				var versions []pageapi.Version
+				lsn, err := c.History(ctx, pos, key, limit, func(v pageapi.Version) error {
+					versions = append(versions, v)
+					return nil
+				})
 				if err != nil {
 					return err
 				}

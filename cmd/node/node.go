@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/keepalive"
 
 	"everpage/chunk"
 	"everpage/cluster/placement"
@@ -124,10 +123,7 @@ func makeData(dir string) error {
 const stopWait = 2 * time.Second
 
 func (n *Node) serveGRPC(ctx context.Context, l net.Listener) error {
-	s := grpc.NewServer(
-		grpc.InitialWindowSize(1<<20), grpc.InitialConnWindowSize(4<<20), grpc.MaxConcurrentStreams(1024), grpc.NumStreamWorkers(0),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-	)
+	s := grpc.NewServer(pageapi.ServerOptions()...)
 	pb.RegisterPageServiceServer(s, pageapi.NewServer(n.pages))
 	pb.RegisterAdminServiceServer(s, &admin{n: n})
 	served := make(chan error, 1)

@@ -157,18 +157,14 @@ var kindNames = map[chunk.VersionKind]string{
 
 var errEnough = errors.New("enough")
 
-func (p *pages) History(ctx context.Context, at pageapi.Position, key pg.PageKey, limit int) ([]pageapi.Version, error) {
+func (p *pages) History(ctx context.Context, at pageapi.Position, key pg.PageKey, fn func(pageapi.Version) error) error {
 	note, err := p.note(at.Branch)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var list []pageapi.Version
-	err = p.store.History(ctx, at.Branch, key, func(v chunk.Version) error {
+	return coded(p.store.History(ctx, at.Branch, key, func(v chunk.Version) error {
 		if v.LSN > at.LSN {
 			return nil
-		}
-		if limit > 0 && len(list) == limit {
-			return errEnough
 		}
 		record := "import"
 		if v.Origin.Rmgr != ingest.ImportOrigin {
@@ -178,13 +174,17 @@ func (p *pages) History(ctx context.Context, at pageapi.Position, key pg.PageKey
 		if v.Reason != "" {
 			record += ": " + v.Reason
 		}
-		list = append(list, pageapi.Version{LSN: v.LSN, Kind: kindNames[v.Kind], Record: record, Bytes: v.Bytes})
-		return nil
-	})
-	if errors.Is(err, errEnough) {
-		err = nil
+		return fn(pageapi.Version{LSN: v.LSN, Kind: kindNames[v.Kind], Record: record, Bytes: v.Bytes})
+	}))
+}
+
+// Readable is the newest LSN that can be read of a branch.
+func (p *pages) Readable(branch uint32) pg.LSN {
+	progress, _ := p.store.Progress(branchOf(branch))
+	if progress.Consistent == 0 {
+		return 0
 	}
-	return list, coded(err)
+	return progress.Readable
 }
 
 func (p *pages) note(branch uint32) (ingest.Note, error) {

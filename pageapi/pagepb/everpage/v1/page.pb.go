@@ -114,6 +114,7 @@ type GetPagesResponse struct {
 	Pages         []byte                 `protobuf:"bytes,6,opt,name=pages,proto3" json:"pages,omitempty"`        // 8192 bytes a block, in the order asked
 	Checksum      uint64                 `protobuf:"varint,7,opt,name=checksum,proto3" json:"checksum,omitempty"` // xxhash64 over branch, lsn, rel, blocks and pages, so that a page is bound to its key on the wire
 	Map           *GetShardMapResponse   `protobuf:"bytes,8,opt,name=map,proto3" json:"map,omitempty"`            // with CODE_WRONG_OWNER
+	Readable      uint64                 `protobuf:"varint,9,opt,name=readable,proto3" json:"readable,omitempty"` // the newest LSN that this node can read of the branch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -204,6 +205,13 @@ func (x *GetPagesResponse) GetMap() *GetShardMapResponse {
 	return nil
 }
 
+func (x *GetPagesResponse) GetReadable() uint64 {
+	if x != nil {
+		return x.Readable
+	}
+	return 0
+}
+
 type GetRelSizeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	At            *Position              `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
@@ -268,6 +276,7 @@ type GetRelSizeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lsn           uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
 	Blocks        uint32                 `protobuf:"varint,2,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -312,6 +321,13 @@ func (x *GetRelSizeResponse) GetLsn() uint64 {
 func (x *GetRelSizeResponse) GetBlocks() uint32 {
 	if x != nil {
 		return x.Blocks
+	}
+	return 0
+}
+
+func (x *GetRelSizeResponse) GetChecksum() uint64 {
+	if x != nil {
+		return x.Checksum
 	}
 	return 0
 }
@@ -372,6 +388,8 @@ type ListRelationsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lsn           uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
 	Relations     []*Relation            `protobuf:"bytes,2,rep,name=relations,proto3" json:"relations,omitempty"`
+	Last          bool                   `protobuf:"varint,14,opt,name=last,proto3" json:"last,omitempty"`
+	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -418,6 +436,20 @@ func (x *ListRelationsResponse) GetRelations() []*Relation {
 		return x.Relations
 	}
 	return nil
+}
+
+func (x *ListRelationsResponse) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+func (x *ListRelationsResponse) GetChecksum() uint64 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
 }
 
 type Relation struct {
@@ -545,6 +577,7 @@ type GetSlruSegmentResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lsn           uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
 	Pages         []byte                 `protobuf:"bytes,2,opt,name=pages,proto3" json:"pages,omitempty"` // as long as the segment's file would be: up to its last page
+	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -591,6 +624,13 @@ func (x *GetSlruSegmentResponse) GetPages() []byte {
 		return x.Pages
 	}
 	return nil
+}
+
+func (x *GetSlruSegmentResponse) GetChecksum() uint64 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
 }
 
 type ListSlruSegmentsRequest struct {
@@ -657,6 +697,7 @@ type ListSlruSegmentsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lsn           uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
 	Segments      []*SlruSegment         `protobuf:"bytes,2,rep,name=segments,proto3" json:"segments,omitempty"`
+	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -703,6 +744,13 @@ func (x *ListSlruSegmentsResponse) GetSegments() []*SlruSegment {
 		return x.Segments
 	}
 	return nil
+}
+
+func (x *ListSlruSegmentsResponse) GetChecksum() uint64 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
 }
 
 type SlruSegment struct {
@@ -829,6 +877,8 @@ type GetPageHistoryResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lsn           uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
 	Versions      []*PageVersion         `protobuf:"bytes,2,rep,name=versions,proto3" json:"versions,omitempty"`
+	Last          bool                   `protobuf:"varint,14,opt,name=last,proto3" json:"last,omitempty"`
+	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -875,6 +925,20 @@ func (x *GetPageHistoryResponse) GetVersions() []*PageVersion {
 		return x.Versions
 	}
 	return nil
+}
+
+func (x *GetPageHistoryResponse) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+func (x *GetPageHistoryResponse) GetChecksum() uint64 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
 }
 
 type PageVersion struct {
@@ -1009,6 +1073,7 @@ type GetClusterStateResponse struct {
 	Files           []*ConfigFile          `protobuf:"bytes,10,rep,name=files,proto3" json:"files,omitempty"`
 	Damage          []*Damage              `protobuf:"bytes,4,rep,name=damage,proto3" json:"damage,omitempty"`                                          // what can't be served at this LSN; at most a few hundred, else the first
 	TimelineHistory []byte                 `protobuf:"bytes,5,opt,name=timeline_history,json=timelineHistory,proto3" json:"timeline_history,omitempty"` // the .history file of the LSN's timeline, empty for 1
+	Checksum        uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1111,6 +1176,13 @@ func (x *GetClusterStateResponse) GetTimelineHistory() []byte {
 		return x.TimelineHistory
 	}
 	return nil
+}
+
+func (x *GetClusterStateResponse) GetChecksum() uint64 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
 }
 
 type Damage struct {
@@ -1570,6 +1642,7 @@ type ResolveTargetResponse struct {
 	Lsn           uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
 	Note          string                 `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"` // told to the user: that the target was clamped, for example
 	Around        []*CommitEntry         `protobuf:"bytes,3,rep,name=around,proto3" json:"around,omitempty"`
+	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1623,6 +1696,13 @@ func (x *ResolveTargetResponse) GetAround() []*CommitEntry {
 		return x.Around
 	}
 	return nil
+}
+
+func (x *ResolveTargetResponse) GetChecksum() uint64 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
 }
 
 type CommitEntry struct {
@@ -1713,7 +1793,9 @@ type LeaseLsnRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Branch        uint32                 `protobuf:"varint,1,opt,name=branch,proto3" json:"branch,omitempty"`
 	Lsn           uint64                 `protobuf:"varint,2,opt,name=lsn,proto3" json:"lsn,omitempty"`
-	Seconds       uint32                 `protobuf:"varint,3,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	Seconds       uint32                 `protobuf:"varint,3,opt,name=seconds,proto3" json:"seconds,omitempty"` // from now; 0 ends the lease
+	Lease         uint64                 `protobuf:"varint,4,opt,name=lease,proto3" json:"lease,omitempty"`     // the one to renew or to end; 0 makes a new one
+	Holder        string                 `protobuf:"bytes,5,opt,name=holder,proto3" json:"holder,omitempty"`    // told to people who ask what holds history back
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1769,10 +1851,25 @@ func (x *LeaseLsnRequest) GetSeconds() uint32 {
 	return 0
 }
 
+func (x *LeaseLsnRequest) GetLease() uint64 {
+	if x != nil {
+		return x.Lease
+	}
+	return 0
+}
+
+func (x *LeaseLsnRequest) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
 type LeaseLsnResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Lease         uint64                 `protobuf:"varint,1,opt,name=lease,proto3" json:"lease,omitempty"`
 	ExpiresUs     int64                  `protobuf:"fixed64,2,opt,name=expires_us,json=expiresUs,proto3" json:"expires_us,omitempty"`
+	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1821,6 +1918,13 @@ func (x *LeaseLsnResponse) GetExpiresUs() int64 {
 	return 0
 }
 
+func (x *LeaseLsnResponse) GetChecksum() uint64 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
+}
+
 type GetShardMapRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1864,6 +1968,7 @@ type GetShardMapResponse struct {
 	SegmentBlocks uint32                 `protobuf:"varint,3,opt,name=segment_blocks,json=segmentBlocks,proto3" json:"segment_blocks,omitempty"`
 	Nodes         []*Node                `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Replicas      []*ShardReplicas       `protobuf:"bytes,5,rep,name=replicas,proto3" json:"replicas,omitempty"` // one a shard
+	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1931,6 +2036,13 @@ func (x *GetShardMapResponse) GetReplicas() []*ShardReplicas {
 		return x.Replicas
 	}
 	return nil
+}
+
+func (x *GetShardMapResponse) GetChecksum() uint64 {
+	if x != nil {
+		return x.Checksum
+	}
+	return 0
 }
 
 type Node struct {
@@ -2049,7 +2161,7 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x06blocks\x18\x04 \x03(\rB\x02\x10\x01R\x06blocks\x12\x1b\n" +
 	"\tmap_epoch\x18\x05 \x01(\x04R\bmapEpoch\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x06 \x01(\rR\ttimeoutMs\"\x8b\x02\n" +
+	"timeout_ms\x18\x06 \x01(\rR\ttimeoutMs\"\xa7\x02\n" +
 	"\x10GetPagesResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12+\n" +
 	"\x06status\x18\x02 \x01(\v2\x13.everpage.v1.StatusR\x06status\x12\x10\n" +
@@ -2058,22 +2170,26 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x06blocks\x18\x05 \x03(\rB\x02\x10\x01R\x06blocks\x12\x14\n" +
 	"\x05pages\x18\x06 \x01(\fR\x05pages\x12\x1a\n" +
 	"\bchecksum\x18\a \x01(\x04R\bchecksum\x122\n" +
-	"\x03map\x18\b \x01(\v2 .everpage.v1.GetShardMapResponseR\x03map\"\x81\x01\n" +
+	"\x03map\x18\b \x01(\v2 .everpage.v1.GetShardMapResponseR\x03map\x12\x1a\n" +
+	"\breadable\x18\t \x01(\x04R\breadable\"\x81\x01\n" +
 	"\x11GetRelSizeRequest\x12%\n" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12&\n" +
 	"\x03rel\x18\x02 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x03 \x01(\rR\ttimeoutMs\">\n" +
+	"timeout_ms\x18\x03 \x01(\rR\ttimeoutMs\"Z\n" +
 	"\x12GetRelSizeResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12\x16\n" +
-	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\\\n" +
+	"\x06blocks\x18\x02 \x01(\rR\x06blocks\x12\x1a\n" +
+	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"\\\n" +
 	"\x14ListRelationsRequest\x12%\n" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"^\n" +
+	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\x8e\x01\n" +
 	"\x15ListRelationsResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x123\n" +
-	"\trelations\x18\x02 \x03(\v2\x15.everpage.v1.RelationR\trelations\"J\n" +
+	"\trelations\x18\x02 \x03(\v2\x15.everpage.v1.RelationR\trelations\x12\x12\n" +
+	"\x04last\x18\x0e \x01(\bR\x04last\x12\x1a\n" +
+	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"J\n" +
 	"\bRelation\x12&\n" +
 	"\x03rel\x18\x01 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x16\n" +
 	"\x06blocks\x18\x02 \x01(\rR\x06blocks\"\x8b\x01\n" +
@@ -2082,18 +2198,20 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x04slru\x18\x02 \x01(\rR\x04slru\x12\x18\n" +
 	"\asegment\x18\x03 \x01(\rR\asegment\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x04 \x01(\rR\ttimeoutMs\"@\n" +
+	"timeout_ms\x18\x04 \x01(\rR\ttimeoutMs\"\\\n" +
 	"\x16GetSlruSegmentResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12\x14\n" +
-	"\x05pages\x18\x02 \x01(\fR\x05pages\"s\n" +
+	"\x05pages\x18\x02 \x01(\fR\x05pages\x12\x1a\n" +
+	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"s\n" +
 	"\x17ListSlruSegmentsRequest\x12%\n" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12\x12\n" +
 	"\x04slru\x18\x02 \x01(\rR\x04slru\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x03 \x01(\rR\ttimeoutMs\"b\n" +
+	"timeout_ms\x18\x03 \x01(\rR\ttimeoutMs\"~\n" +
 	"\x18ListSlruSegmentsResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x124\n" +
-	"\bsegments\x18\x02 \x03(\v2\x18.everpage.v1.SlruSegmentR\bsegments\";\n" +
+	"\bsegments\x18\x02 \x03(\v2\x18.everpage.v1.SlruSegmentR\bsegments\x12\x1a\n" +
+	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\";\n" +
 	"\vSlruSegment\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
 	"\x05pages\x18\x02 \x01(\rR\x05pages\"\x92\x01\n" +
@@ -2101,10 +2219,12 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12&\n" +
 	"\x03rel\x18\x02 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x14\n" +
 	"\x05block\x18\x03 \x01(\rR\x05block\x12\x14\n" +
-	"\x05limit\x18\x04 \x01(\rR\x05limit\"`\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\"\x90\x01\n" +
 	"\x16GetPageHistoryResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x124\n" +
-	"\bversions\x18\x02 \x03(\v2\x18.everpage.v1.PageVersionR\bversions\"a\n" +
+	"\bversions\x18\x02 \x03(\v2\x18.everpage.v1.PageVersionR\bversions\x12\x12\n" +
+	"\x04last\x18\x0e \x01(\bR\x04last\x12\x1a\n" +
+	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"a\n" +
 	"\vPageVersion\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
@@ -2113,7 +2233,7 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x16GetClusterStateRequest\x12%\n" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\xea\x03\n" +
+	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\x86\x04\n" +
 	"\x17GetClusterStateResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12!\n" +
 	"\fcontrol_file\x18\x02 \x01(\fR\vcontrolFile\x126\n" +
@@ -2125,7 +2245,8 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x05files\x18\n" +
 	" \x03(\v2\x17.everpage.v1.ConfigFileR\x05files\x12+\n" +
 	"\x06damage\x18\x04 \x03(\v2\x13.everpage.v1.DamageR\x06damage\x12)\n" +
-	"\x10timeline_history\x18\x05 \x01(\fR\x0ftimelineHistory\"t\n" +
+	"\x10timeline_history\x18\x05 \x01(\fR\x0ftimelineHistory\x12\x1a\n" +
+	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"t\n" +
 	"\x06Damage\x12&\n" +
 	"\x03rel\x18\x01 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x14\n" +
 	"\x05block\x18\x02 \x01(\rR\x05block\x12\x14\n" +
@@ -2156,47 +2277,52 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x18\n" +
 	"\acontent\x18\x03 \x01(\fR\acontent\"C\n" +
 	"\x14ResolveTargetRequest\x12+\n" +
-	"\x06target\x18\x01 \x01(\v2\x13.everpage.v1.TargetR\x06target\"o\n" +
+	"\x06target\x18\x01 \x01(\v2\x13.everpage.v1.TargetR\x06target\"\x8b\x01\n" +
 	"\x15ResolveTargetResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12\x12\n" +
 	"\x04note\x18\x02 \x01(\tR\x04note\x120\n" +
-	"\x06around\x18\x03 \x03(\v2\x18.everpage.v1.CommitEntryR\x06around\"\x96\x01\n" +
+	"\x06around\x18\x03 \x03(\v2\x18.everpage.v1.CommitEntryR\x06around\x12\x1a\n" +
+	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"\x96\x01\n" +
 	"\vCommitEntry\x12\x1b\n" +
 	"\tstart_lsn\x18\x01 \x01(\x04R\bstartLsn\x12\x17\n" +
 	"\aend_lsn\x18\x02 \x01(\x04R\x06endLsn\x12\x12\n" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03xid\x18\x04 \x01(\rR\x03xid\x12\x17\n" +
 	"\atime_us\x18\x05 \x01(\x10R\x06timeUs\x12\x12\n" +
-	"\x04name\x18\x06 \x01(\tR\x04name\"U\n" +
+	"\x04name\x18\x06 \x01(\tR\x04name\"\x83\x01\n" +
 	"\x0fLeaseLsnRequest\x12\x16\n" +
 	"\x06branch\x18\x01 \x01(\rR\x06branch\x12\x10\n" +
 	"\x03lsn\x18\x02 \x01(\x04R\x03lsn\x12\x18\n" +
-	"\aseconds\x18\x03 \x01(\rR\aseconds\"G\n" +
+	"\aseconds\x18\x03 \x01(\rR\aseconds\x12\x14\n" +
+	"\x05lease\x18\x04 \x01(\x04R\x05lease\x12\x16\n" +
+	"\x06holder\x18\x05 \x01(\tR\x06holder\"c\n" +
 	"\x10LeaseLsnResponse\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\x04R\x05lease\x12\x1d\n" +
 	"\n" +
-	"expires_us\x18\x02 \x01(\x10R\texpiresUs\"\x14\n" +
-	"\x12GetShardMapRequest\"\xcb\x01\n" +
+	"expires_us\x18\x02 \x01(\x10R\texpiresUs\x12\x1a\n" +
+	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"\x14\n" +
+	"\x12GetShardMapRequest\"\xe7\x01\n" +
 	"\x13GetShardMapResponse\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06shards\x18\x02 \x01(\rR\x06shards\x12%\n" +
 	"\x0esegment_blocks\x18\x03 \x01(\rR\rsegmentBlocks\x12'\n" +
 	"\x05nodes\x18\x04 \x03(\v2\x11.everpage.v1.NodeR\x05nodes\x126\n" +
-	"\breplicas\x18\x05 \x03(\v2\x1a.everpage.v1.ShardReplicasR\breplicas\"H\n" +
+	"\breplicas\x18\x05 \x03(\v2\x1a.everpage.v1.ShardReplicasR\breplicas\x12\x1a\n" +
+	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"H\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\")\n" +
 	"\rShardReplicas\x12\x18\n" +
-	"\x05nodes\x18\x01 \x03(\rB\x02\x10\x01R\x05nodes2\xeb\x06\n" +
+	"\x05nodes\x18\x01 \x03(\rB\x02\x10\x01R\x05nodes2\xed\x06\n" +
 	"\vPageService\x12K\n" +
 	"\bGetPages\x12\x1c.everpage.v1.GetPagesRequest\x1a\x1d.everpage.v1.GetPagesResponse(\x010\x01\x12M\n" +
 	"\n" +
 	"GetRelSize\x12\x1e.everpage.v1.GetRelSizeRequest\x1a\x1f.everpage.v1.GetRelSizeResponse\x12X\n" +
 	"\rListRelations\x12!.everpage.v1.ListRelationsRequest\x1a\".everpage.v1.ListRelationsResponse0\x01\x12Y\n" +
 	"\x0eGetSlruSegment\x12\".everpage.v1.GetSlruSegmentRequest\x1a#.everpage.v1.GetSlruSegmentResponse\x12_\n" +
-	"\x10ListSlruSegments\x12$.everpage.v1.ListSlruSegmentsRequest\x1a%.everpage.v1.ListSlruSegmentsResponse\x12Y\n" +
-	"\x0eGetPageHistory\x12\".everpage.v1.GetPageHistoryRequest\x1a#.everpage.v1.GetPageHistoryResponse\x12\\\n" +
+	"\x10ListSlruSegments\x12$.everpage.v1.ListSlruSegmentsRequest\x1a%.everpage.v1.ListSlruSegmentsResponse\x12[\n" +
+	"\x0eGetPageHistory\x12\".everpage.v1.GetPageHistoryRequest\x1a#.everpage.v1.GetPageHistoryResponse0\x01\x12\\\n" +
 	"\x0fGetClusterState\x12#.everpage.v1.GetClusterStateRequest\x1a$.everpage.v1.GetClusterStateResponse\x12V\n" +
 	"\rResolveTarget\x12!.everpage.v1.ResolveTargetRequest\x1a\".everpage.v1.ResolveTargetResponse\x12G\n" +
 	"\bLeaseLsn\x12\x1c.everpage.v1.LeaseLsnRequest\x1a\x1d.everpage.v1.LeaseLsnResponse\x12P\n" +

@@ -35,6 +35,10 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // PageService answers reads of pages and relations at any LSN inside the recoverable window.
+//
+// Every answer carries a checksum. That of GetPagesResponse is told there; the others' is the xxhash64 of: the method's name and a zero byte, the length
+// of the request's serialisation as 8 bytes little-endian, the request, for a streamed answer the message's number from 0 as 8 bytes little-endian, the
+// answer without its checksum. Both are serialised with their fields in the order of their numbers. A streamed answer is whole only if its last message says so.
 type PageServiceClient interface {
 	// GetPages is batched and pipelined: any number of requests may be under way on one stream. Answers come in the order of the requests,
 	// each with its own status; only a broken stream ends with a gRPC error.
@@ -44,13 +48,13 @@ type PageServiceClient interface {
 	ListRelations(ctx context.Context, in *ListRelationsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListRelationsResponse], error)
 	GetSlruSegment(ctx context.Context, in *GetSlruSegmentRequest, opts ...grpc.CallOption) (*GetSlruSegmentResponse, error)
 	ListSlruSegments(ctx context.Context, in *ListSlruSegmentsRequest, opts ...grpc.CallOption) (*ListSlruSegmentsResponse, error)
-	// GetPageHistory lists the stored versions of one page, newest first.
-	GetPageHistory(ctx context.Context, in *GetPageHistoryRequest, opts ...grpc.CallOption) (*GetPageHistoryResponse, error)
+	// GetPageHistory streams the stored versions of one page, newest first.
+	GetPageHistory(ctx context.Context, in *GetPageHistoryRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetPageHistoryResponse], error)
 	// GetClusterState answers all that is not a page: control state, relation maps, prepared transactions, configuration.
 	GetClusterState(ctx context.Context, in *GetClusterStateRequest, opts ...grpc.CallOption) (*GetClusterStateResponse, error)
 	// ResolveTarget turns a target into an LSN, with the commits beside it.
 	ResolveTarget(ctx context.Context, in *ResolveTargetRequest, opts ...grpc.CallOption) (*ResolveTargetResponse, error)
-	// LeaseLsn pins an LSN against garbage collection until the lease expires.
+	// LeaseLsn pins an LSN against garbage collection until the lease expires, renews a lease, or ends it.
 	LeaseLsn(ctx context.Context, in *LeaseLsnRequest, opts ...grpc.CallOption) (*LeaseLsnResponse, error)
 	GetShardMap(ctx context.Context, in *GetShardMapRequest, opts ...grpc.CallOption) (*GetShardMapResponse, error)
 }
@@ -125,15 +129,24 @@ func (c *pageServiceClient) ListSlruSegments(ctx context.Context, in *ListSlruSe
 	return out, nil
 }
 
-func (c *pageServiceClient) GetPageHistory(ctx context.Context, in *GetPageHistoryRequest, opts ...grpc.CallOption) (*GetPageHistoryResponse, error) {
+func (c *pageServiceClient) GetPageHistory(ctx context.Context, in *GetPageHistoryRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetPageHistoryResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(GetPageHistoryResponse)
-	err := c.cc.Invoke(ctx, PageService_GetPageHistory_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &PageService_ServiceDesc.Streams[2], PageService_GetPageHistory_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[GetPageHistoryRequest, GetPageHistoryResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PageService_GetPageHistoryClient = grpc.ServerStreamingClient[GetPageHistoryResponse]
 
 func (c *pageServiceClient) GetClusterState(ctx context.Context, in *GetClusterStateRequest, opts ...grpc.CallOption) (*GetClusterStateResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -180,6 +193,10 @@ func (c *pageServiceClient) GetShardMap(ctx context.Context, in *GetShardMapRequ
 // for forward compatibility.
 //
 // PageService answers reads of pages and relations at any LSN inside the recoverable window.
+//
+// Every answer carries a checksum. That of GetPagesResponse is told there; the others' is the xxhash64 of: the method's name and a zero byte, the length
+// of the request's serialisation as 8 bytes little-endian, the request, for a streamed answer the message's number from 0 as 8 bytes little-endian, the
+// answer without its checksum. Both are serialised with their fields in the order of their numbers. A streamed answer is whole only if its last message says so.
 type PageServiceServer interface {
 	// GetPages is batched and pipelined: any number of requests may be under way on one stream. Answers come in the order of the requests,
 	// each with its own status; only a broken stream ends with a gRPC error.
@@ -189,13 +206,13 @@ type PageServiceServer interface {
 	ListRelations(*ListRelationsRequest, grpc.ServerStreamingServer[ListRelationsResponse]) error
 	GetSlruSegment(context.Context, *GetSlruSegmentRequest) (*GetSlruSegmentResponse, error)
 	ListSlruSegments(context.Context, *ListSlruSegmentsRequest) (*ListSlruSegmentsResponse, error)
-	// GetPageHistory lists the stored versions of one page, newest first.
-	GetPageHistory(context.Context, *GetPageHistoryRequest) (*GetPageHistoryResponse, error)
+	// GetPageHistory streams the stored versions of one page, newest first.
+	GetPageHistory(*GetPageHistoryRequest, grpc.ServerStreamingServer[GetPageHistoryResponse]) error
 	// GetClusterState answers all that is not a page: control state, relation maps, prepared transactions, configuration.
 	GetClusterState(context.Context, *GetClusterStateRequest) (*GetClusterStateResponse, error)
 	// ResolveTarget turns a target into an LSN, with the commits beside it.
 	ResolveTarget(context.Context, *ResolveTargetRequest) (*ResolveTargetResponse, error)
-	// LeaseLsn pins an LSN against garbage collection until the lease expires.
+	// LeaseLsn pins an LSN against garbage collection until the lease expires, renews a lease, or ends it.
 	LeaseLsn(context.Context, *LeaseLsnRequest) (*LeaseLsnResponse, error)
 	GetShardMap(context.Context, *GetShardMapRequest) (*GetShardMapResponse, error)
 	mustEmbedUnimplementedPageServiceServer()
@@ -223,8 +240,8 @@ func (UnimplementedPageServiceServer) GetSlruSegment(context.Context, *GetSlruSe
 func (UnimplementedPageServiceServer) ListSlruSegments(context.Context, *ListSlruSegmentsRequest) (*ListSlruSegmentsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListSlruSegments not implemented")
 }
-func (UnimplementedPageServiceServer) GetPageHistory(context.Context, *GetPageHistoryRequest) (*GetPageHistoryResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method GetPageHistory not implemented")
+func (UnimplementedPageServiceServer) GetPageHistory(*GetPageHistoryRequest, grpc.ServerStreamingServer[GetPageHistoryResponse]) error {
+	return status.Error(codes.Unimplemented, "method GetPageHistory not implemented")
 }
 func (UnimplementedPageServiceServer) GetClusterState(context.Context, *GetClusterStateRequest) (*GetClusterStateResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetClusterState not implemented")
@@ -331,23 +348,16 @@ func _PageService_ListSlruSegments_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
-func _PageService_GetPageHistory_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(GetPageHistoryRequest)
-	if err := dec(in); err != nil {
-		return nil, err
+func _PageService_GetPageHistory_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(GetPageHistoryRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
 	}
-	if interceptor == nil {
-		return srv.(PageServiceServer).GetPageHistory(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: PageService_GetPageHistory_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(PageServiceServer).GetPageHistory(ctx, req.(*GetPageHistoryRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+	return srv.(PageServiceServer).GetPageHistory(m, &grpc.GenericServerStream[GetPageHistoryRequest, GetPageHistoryResponse]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PageService_GetPageHistoryServer = grpc.ServerStreamingServer[GetPageHistoryResponse]
 
 func _PageService_GetClusterState_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetClusterStateRequest)
@@ -441,10 +451,6 @@ var PageService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _PageService_ListSlruSegments_Handler,
 		},
 		{
-			MethodName: "GetPageHistory",
-			Handler:    _PageService_GetPageHistory_Handler,
-		},
-		{
 			MethodName: "GetClusterState",
 			Handler:    _PageService_GetClusterState_Handler,
 		},
@@ -471,6 +477,11 @@ var PageService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ListRelations",
 			Handler:       _PageService_ListRelations_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "GetPageHistory",
+			Handler:       _PageService_GetPageHistory_Handler,
 			ServerStreams: true,
 		},
 	},

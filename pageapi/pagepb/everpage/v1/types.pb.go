@@ -32,6 +32,7 @@ const (
 	Code_CODE_UNAVAILABLE   Code = 5 // the LSN was not reached in time, or no owner could be reached
 	Code_CODE_CORRUPT       Code = 6 // stored bytes or the page's history are damaged
 	Code_CODE_WRONG_OWNER   Code = 7 // this node doesn't keep the chunk; the answer carries the newer map
+	Code_CODE_EXHAUSTED     Code = 8 // this node has as much under way as it may: ask again in a while, or another replica
 )
 
 // Enum value maps for Code.
@@ -45,6 +46,7 @@ var (
 		5: "CODE_UNAVAILABLE",
 		6: "CODE_CORRUPT",
 		7: "CODE_WRONG_OWNER",
+		8: "CODE_EXHAUSTED",
 	}
 	Code_value = map[string]int32{
 		"CODE_OK":            0,
@@ -55,6 +57,7 @@ var (
 		"CODE_UNAVAILABLE":   5,
 		"CODE_CORRUPT":       6,
 		"CODE_WRONG_OWNER":   7,
+		"CODE_EXHAUSTED":     8,
 	}
 )
 
@@ -370,7 +373,7 @@ const file_everpage_v1_types_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x01(\bR\x06beforeB\n" +
 	"\n" +
 	"\b_time_usB\x06\n" +
-	"\x04_xid*\xa2\x01\n" +
+	"\x04_xid*\xb6\x01\n" +
 	"\x04Code\x12\v\n" +
 	"\aCODE_OK\x10\x00\x12\x11\n" +
 	"\rCODE_INTERNAL\x10\x01\x12\x10\n" +
@@ -379,7 +382,8 @@ const file_everpage_v1_types_proto_rawDesc = "" +
 	"\x12CODE_OUT_OF_WINDOW\x10\x04\x12\x14\n" +
 	"\x10CODE_UNAVAILABLE\x10\x05\x12\x10\n" +
 	"\fCODE_CORRUPT\x10\x06\x12\x14\n" +
-	"\x10CODE_WRONG_OWNER\x10\aB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
+	"\x10CODE_WRONG_OWNER\x10\a\x12\x12\n" +
+	"\x0eCODE_EXHAUSTED\x10\bB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
 
 var (
 	file_everpage_v1_types_proto_rawDescOnce sync.Once
