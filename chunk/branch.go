@@ -175,6 +175,7 @@ func (s *Store) commit(b *branchState, p Progress) error {
 		if o.Consistent != 0 {
 			p.Consistent = o.Consistent
 		}
+		p.Parent, p.Fork, p.Horizon, p.Pins = o.Parent, o.Fork, o.Horizon, o.Pins
 		if o.Unproven != 0 {
 			p.Unproven, p.UnprovenReason = o.Unproven, o.UnprovenReason
 		}
@@ -232,10 +233,11 @@ func (s *Store) loadBranches() error {
 		v.(*branchState).settleCoverage(s.opt.Shards)
 		return true
 	})
+	s.relate(0, nil)
 	return nil
 }
 
-// DropBranch forgets a branch with all that it holds, durably. It must have no writer. Reads that are under way may fail.
+// DropBranch forgets a branch with all that it holds, durably. It must have no writer and no branch that forked off it. Reads that are under way may fail.
 func (s *Store) DropBranch(branch uint32) error {
 	b := s.branch(branch)
 	s.mu.Lock()
@@ -245,7 +247,11 @@ func (s *Store) DropBranch(branch uint32) error {
 	}
 	if b.writing || b.dropped {
 		s.mu.Unlock()
-		return fmt.Errorf("drop of branch %d: it %w", branch, ErrBusy)
+		return fmt.Errorf("drop of branch %d: it is %w", branch, ErrBusy)
+	}
+	if at := s.lines().children(branch); len(at) > 0 {
+		s.mu.Unlock()
+		return fmt.Errorf("drop of branch %d: %w: a branch forked off it at %s", branch, ErrBusy, at[0])
 	}
 	b.dropped = true // no writer, no reader from here on
 	old := b.progress.Swap(nil)
@@ -262,6 +268,7 @@ func (s *Store) DropBranch(branch uint32) error {
 		return fmt.Errorf("drop of branch %d: %w", branch, err)
 	}
 	s.branches.Delete(branch)
+	s.relate(0, nil)
 	return nil
 }
 

@@ -323,6 +323,9 @@ func (c *checker) endGroup() {
 	case classSize:
 		c.endSize()
 	case classCommit:
+		if _, ok := c.r.lines[c.p.branch()]; ok {
+			break // it goes on in another branch
+		}
 		if c.commits && c.commit.maxTime != c.commit.Time {
 			c.violation(c.commit.End, "the first entry's running maximum of times is not its own time")
 		}
@@ -334,6 +337,13 @@ func (c *checker) endGroup() {
 func (c *checker) endSize() {
 	shrink := pg.LSN(0)
 	var older sizeEntry
+	if f, ok := c.r.lines[c.p.branch()]; ok {
+		var err error
+		if older, err = c.r.sizeAt(c.p.branch(), c.p.pageKey().RelFork, f.at); err != nil {
+			c.violation(f.at, "its fork's size before the branch began can't be read: %v", err)
+		}
+		shrink = older.lastShrink()
+	}
 	for i := len(c.sizes) - 1; i >= 0; i-- {
 		e := c.sizes[i]
 		if e.link != shrink {
@@ -418,6 +428,9 @@ func (c *checker) endPage() {
 		}
 		if !have.Complete && floor.lsn <= have.From {
 			continue // what lies under it is still to come
+		}
+		if f, ok := c.r.lines[c.p.branch()]; ok && floor.lsn <= f.at {
+			continue // it may lie in the branch that this one comes from
 		}
 		if i+1 < len(c.versions) && c.versions[i+1].lsn > floor.lsn || cut && floor.op == sizeCopy && block < floor.left {
 			continue

@@ -267,6 +267,8 @@ const (
 	coverBody  = 1 + 8
 )
 
+func shardNumber(i int) placement.Shard { return placement.Shard(i) }
+
 type coverKey struct {
 	rest  bool
 	shard placement.Shard

@@ -19,6 +19,7 @@ type state struct {
 type reader struct {
 	s     *Store
 	st    *state
+	lines lineage
 	it    *pebble.Iterator
 	gen   uint64 // it sees all that had left the runs at this generation
 	cur   cursor
@@ -87,7 +88,7 @@ func (s *Store) reader() (*reader, error) {
 		}
 		r.it = it
 	}
-	r.st = st
+	r.st, r.lines = st, s.lines()
 	return r, nil
 }
 
@@ -163,6 +164,13 @@ func (c *cursor) wanted(lsn pg.LSN) bool {
 // seek starts a walk at the object's newest version at or below lsn.
 func (r *reader) seek(p *prefix, lsn pg.LSN) {
 	c := &r.cur
+	if len(r.lines) > 0 && p.inherited() {
+		own := *p
+		for f, ok := r.lines[own.branch()]; ok && lsn <= f.at; f, ok = r.lines[own.branch()] {
+			own = own.inParent(f.parent)
+		}
+		p = &own
+	}
 	c.prefix, c.from, c.table, c.any, c.merge = *p, lsn, 0, false, false
 	r.open = r.open[:0]
 	if len(r.st.runs) == 0 {
@@ -216,6 +224,13 @@ func (r *reader) next() (v version, ok bool, err error) {
 	}
 	switch {
 	case best < 0:
+		if len(r.lines) > 0 && c.prefix.inherited() {
+			if f, ok := r.lines[c.prefix.branch()]; ok {
+				p := c.prefix.inParent(f.parent)
+				r.seek(&p, f.at)
+				return r.next()
+			}
+		}
 		return v, false, nil
 	case best == maxRuns:
 		v.lent = true
@@ -352,31 +367,61 @@ func (r *reader) newest(p *prefix, lsn pg.LSN) (version, bool, error) {
 
 // each calls fn with the newest version at or below lsn of every small object with lo <= prefix < hi, in order. fn must not use the reader.
 func (r *reader) each(lo, hi prefix, lsn pg.LSN, fn func(p *prefix, v version) error) error {
-	heads := make([][]*node, len(r.st.runs))
-	for i, run := range r.st.runs {
-		heads[i] = run.small.within(&lo, &hi)
+	branch, last := lo.branch(), hi.branch()
+	lines := []uint32{branch}
+	for f, ok := r.lines[branch]; ok && lo.inherited(); f, ok = r.lines[f.parent] {
+		lines = append(lines, f.parent)
+	}
+	type line struct {
+		lo, hi prefix
+		heads  [][]*node
+	}
+	walk := make([]line, len(lines))
+	for k, b := range lines {
+		l := &walk[k]
+		l.lo, l.hi = lo.inParent(b), hi
+		if k > 0 {
+			l.hi = hi.inParent(b + last - branch)
+		}
+		for _, run := range r.st.runs {
+			l.heads = append(l.heads, run.small.within(&l.lo, &l.hi))
+		}
 	}
 	for at := lo; ; {
-		// The least prefix at or beyond at, from the runs and from the tables.
+		// The least prefix at or beyond at, from the runs and from the tables, of the branch itself and of those that it comes from.
 		found, best := false, hi
-		for i := range heads {
-			for len(heads[i]) > 0 && heads[i][0].prefix.compare(&at) < 0 {
-				heads[i] = heads[i][1:]
-			}
-			if len(heads[i]) > 0 && heads[i][0].prefix.compare(&best) < 0 {
-				found, best = true, heads[i][0].prefix
-			}
-		}
-		if r.it.SeekGE(at[:]) {
-			p, _, ok := splitKey(r.it.Key())
-			if !ok {
-				return r.corrupt(&at, 0, errShape)
+		take := func(k int, p prefix) {
+			if k > 0 {
+				p = p.inParent(branch)
 			}
 			if p.compare(&best) < 0 {
 				found, best = true, p
 			}
-		} else if err := r.it.Error(); err != nil {
-			return r.corrupt(&at, 0, err)
+		}
+		for k := range walk {
+			l, from := &walk[k], at
+			if k > 0 {
+				from = at.inParent(lines[k])
+			}
+			for i := range l.heads {
+				for len(l.heads[i]) > 0 && l.heads[i][0].prefix.compare(&from) < 0 {
+					l.heads[i] = l.heads[i][1:]
+				}
+				if len(l.heads[i]) > 0 {
+					take(k, l.heads[i][0].prefix)
+				}
+			}
+			if r.it.SeekGE(from[:]) {
+				p, _, ok := splitKey(r.it.Key())
+				if !ok {
+					return r.corrupt(&from, 0, errShape)
+				}
+				if p.compare(&l.hi) < 0 {
+					take(k, p)
+				}
+			} else if err := r.it.Error(); err != nil {
+				return r.corrupt(&from, 0, err)
+			}
 		}
 		if !found {
 			return nil

@@ -60,11 +60,24 @@ func (s *Store) History(ctx context.Context, branch uint32, key pg.PageKey, fn f
 		return err
 	}
 	defer r.release()
-	have, shard := s.coverageOf(view.cover, key)
+	if err := r.history(view.cover, branch, key, hi, fn); err != nil {
+		return err
+	}
+	for _, a := range view.up {
+		if err := r.history(a.cover, a.b.num, key, a.at, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// history is that of one branch.
+func (r *reader) history(cover *cover, branch uint32, key pg.PageKey, hi pg.LSN, fn func(v Version) error) error {
+	have, shard := r.s.coverageOf(cover, key)
 	if !have.answers(hi) {
 		return &NotHereError{Branch: branch, Key: key, Shard: shard, At: hi, Have: have}
 	}
-	p := s.pagePrefix(branch, key)
+	p := r.s.pagePrefix(branch, key)
 	r.seek(&p, hi)
 	for based := false; ; {
 		v, ok, err := r.next()
@@ -72,9 +85,6 @@ func (s *Store) History(ctx context.Context, branch uint32, key pg.PageKey, fn f
 			return err
 		}
 		based = v.lsn <= have.From && ends(v.value[0]) // what lies below is not of this history, should it be here
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		h := Version{LSN: v.lsn, Kind: VersionKind(v.value[0]), Origin: originOf(v.value), Bytes: len(body(v.value))}
 		if h.Kind == KindDamaged || h.Kind == KindMissing {
 			h.Reason = damaged(branch, key, v).Reason
@@ -92,7 +102,7 @@ func (s *Store) DamagedPages(ctx context.Context, branch uint32, at pg.LSN, fn f
 	if err != nil {
 		return err
 	}
-	r, err := s.reader()
+	r, err := s.readerAt(b, at)
 	if err != nil {
 		return err
 	}

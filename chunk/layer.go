@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/sstable"
@@ -47,6 +48,8 @@ type Layer struct {
 	// A base layer has all that reads in [Lo, Hi] need; a delta layer has the versions in (Lo, Hi].
 	Delta  bool
 	Lo, Hi pg.LSN
+
+	Pins []pg.LSN `json:",omitempty"` // LSNs below Lo that a base layer serves, too: what branches that forked off need
 
 	Progress *Progress `json:",omitempty"` // small only: as of Hi
 }
@@ -104,6 +107,13 @@ func (s *Store) ExportLayer(ctx context.Context, spec LayerSpec, w io.Writer) (L
 		return l, fmt.Errorf("export of %s: %w: it is not complete here", l.what(), ErrNotHere)
 	case l.Lo > l.Hi:
 		return l, fmt.Errorf("export of %s: it would reach from %s to %s", l.what(), l.Lo, l.Hi)
+	}
+	if !spec.Delta {
+		for _, at := range x.r.lines.children(spec.Branch) {
+			if at < l.Lo {
+				l.Pins = append(l.Pins, at)
+			}
+		}
 	}
 	lo, hi := shardRange(spec.Branch, spec.Shard)
 	if spec.Chunk != nil {
@@ -314,12 +324,14 @@ func (x *exporter) object(p *prefix) {
 				return
 			}
 		}
-		x.needs = append(x.needs, x.l.Lo)
+		x.needs = append(append(x.needs, x.l.Lo), x.l.Pins...)
 		for _, c := range x.copies {
 			if c-1 < x.l.Lo {
 				x.needs = append(x.needs, c-1)
 			}
 		}
+		slices.Sort(x.needs)
+		slices.Reverse(x.needs)
 	}
 	needs, needed := x.needs, false
 	for x.r.seek(p, x.hi); x.err == nil; {
@@ -328,7 +340,7 @@ func (x *exporter) object(p *prefix) {
 			x.err = err
 			return
 		}
-		if !ok || x.l.Delta && v.lsn <= x.l.Lo {
+		if !ok || x.l.Delta && v.lsn <= x.l.Lo || v.lsn <= x.progress.Fork {
 			return
 		}
 		for len(needs) > 0 && v.lsn <= needs[0] {

@@ -204,7 +204,7 @@ func (im *Import) accept(l Layer) error {
 		return errors.New("the layer says nothing of the branch's progress")
 	}
 	if im.parts == 0 {
-		im.l.Lo = l.Lo
+		im.l.Lo, im.l.Pins = l.Lo, l.Pins
 	}
 	im.progress = l.Progress
 	return nil
@@ -468,6 +468,11 @@ func (im *Import) commit(path string, versions uint64, change func(n *cover, cha
 	old := b.cover.Load()
 	var n *cover
 	if !im.l.Small {
+		for _, at := range s.lines().children(im.l.Branch) {
+			if at < im.l.Lo && !slices.Contains(im.l.Pins, at) {
+				return fmt.Errorf("%w: the layer has not what the branch needs that forked off at %s", ErrNotHere, at)
+			}
+		}
 		if have := old.shard(im.l.Shard); !have.Owned || b.shrunk.Load() != im.shrunk || b.current() == nil {
 			return fmt.Errorf("%w: shards or chunks were given up meanwhile: import it again", ErrNotHere)
 		}
@@ -526,6 +531,11 @@ func (im *Import) finishSmall() error {
 	if im.progress == nil {
 		return errors.New("nothing was added")
 	}
+	if p := im.progress; p.Fork != 0 {
+		if parent := s.branch(p.Parent).current(); parent == nil || parent.Readable < p.Fork {
+			return fmt.Errorf("%w: its parent, branch %d, must reach %s first", ErrNoBranch, p.Parent, p.Fork)
+		}
+	}
 	p := *im.progress
 	p.Note = slices.Clone(p.Note)
 	bp := branchProgress{b: b, p: &p, high: p.Readable}
@@ -556,6 +566,7 @@ func (im *Import) finishSmall() error {
 	b.cover.Store(n)
 	b.high = p.Readable
 	b.durable = &p
+	s.relate(im.l.Branch, &p)
 	b.progress.Store(&p)
 	b.wake(false)
 	return nil

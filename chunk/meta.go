@@ -20,7 +20,7 @@ func (s *Store) Meta(branch uint32, kind redo.MetaKind, id [2]uint32, at pg.LSN)
 	if err := s.openMeta(branch, at); err != nil {
 		return nil, 0, false, err
 	}
-	r, err := s.reader()
+	r, err := s.readerAt(s.branch(branch), at)
 	if err != nil {
 		return nil, 0, false, err
 	}
@@ -40,6 +40,8 @@ func (s *Store) openMeta(branch uint32, at pg.LSN) error {
 		return fmt.Errorf("branch %d: %w", branch, ErrNoBranch)
 	case at < p.Start:
 		return fmt.Errorf("branch %d at %s: %w: the import starts at %s", branch, at, ErrBelowHorizon, p.Start)
+	case !s.above(p, at):
+		return s.belowHorizon(branch, p, at)
 	case at > p.Readable:
 		return fmt.Errorf("branch %d at %s: %w: the last LSN that is answered is %s", branch, at, ErrNotYet, p.Readable)
 	}
@@ -51,7 +53,7 @@ func (s *Store) MetaAll(branch uint32, kind redo.MetaKind, at pg.LSN, fn func(id
 	if err := s.openMeta(branch, at); err != nil {
 		return err
 	}
-	r, err := s.reader()
+	r, err := s.readerAt(s.branch(branch), at)
 	if err != nil {
 		return err
 	}

@@ -75,6 +75,15 @@ type Progress struct {
 	Readable   pg.LSN // all WAL up to here was received and every record ending at or before it is in the store
 	Resume     pg.LSN // where the WAL reader must start again after a crash: the start of the first record not wholly in the store
 
+	// Parent and Fork, where Fork is not 0: at and below Fork the branch is what its parent is. See Store.Fork.
+	Parent uint32 `json:",omitempty"`
+	Fork   pg.LSN `json:",omitempty"`
+
+	// Horizon is the first LSN that is answered where versions were collected, 0 if none were; Pins are LSNs below it that are answered all the same.
+	// See Store.Collect.
+	Horizon pg.LSN   `json:",omitempty"`
+	Pins    []pg.LSN `json:",omitempty"`
+
 	Timeline      pg.TimelineID
 	DataChecksums bool // pages are read with pd_checksum set
 

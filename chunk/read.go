@@ -3,6 +3,7 @@ package chunk
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"everpage/wal/pg"
 )
@@ -21,10 +22,50 @@ func (s *Store) open(branch uint32, at pg.LSN) (*branchState, *Progress, error) 
 		return nil, nil, fmt.Errorf("branch %d at %s: %w: the base import has not reached its end LSN", branch, at, ErrNotConsistent)
 	case at < p.Consistent:
 		return nil, nil, fmt.Errorf("branch %d at %s: %w: the first LSN that is answered is %s", branch, at, ErrBelowHorizon, p.Consistent)
+	case !s.above(p, at):
+		return nil, nil, s.belowHorizon(branch, p, at)
 	case at > p.Readable:
 		return nil, nil, fmt.Errorf("branch %d at %s: %w: the last LSN that is answered is %s", branch, at, ErrNotYet, p.Readable)
 	}
 	return b, p, nil
+}
+
+// above tells whether a branch's versions at an LSN were not collected.
+func (s *Store) above(p *Progress, at pg.LSN) bool {
+	for p != nil && p.Fork != 0 && at <= p.Fork {
+		p = s.branch(p.Parent).current()
+	}
+	return p == nil || at >= p.Horizon || slices.Contains(p.Pins, at)
+}
+
+// still tells, once a read has its reader, that nothing it may need was collected before it took it.
+func (s *Store) still(b *branchState, at pg.LSN) error {
+	if p := b.current(); p != nil && !s.above(p, at) {
+		return s.belowHorizon(b.num, p, at)
+	}
+	return nil
+}
+
+// readerAt takes a reader for a read at an LSN.
+func (s *Store) readerAt(b *branchState, at pg.LSN) (*reader, error) {
+	r, err := s.reader()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.still(b, at); err != nil {
+		r.release()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (s *Store) belowHorizon(branch uint32, p *Progress, at pg.LSN) error {
+	for up := p; up != nil && up.Fork != 0 && at <= up.Fork; {
+		if up = s.branch(up.Parent).current(); up != nil {
+			p = up
+		}
+	}
+	return fmt.Errorf("branch %d at %s: %w: the first LSN that is answered is %s", branch, at, ErrBelowHorizon, max(p.Horizon, p.Consistent))
 }
 
 // Page reads a page as it is at an LSN into dst, which holds pg.BlockSize bytes.
@@ -57,6 +98,10 @@ func (s *Store) Page(ctx context.Context, branch uint32, key pg.PageKey, at pg.L
 	if !ok {
 		r, v, err := s.view(ctx, b)
 		if err != nil {
+			return err
+		}
+		if err := s.still(b, at); err != nil {
+			r.release()
 			return err
 		}
 		err = r.page(v, b, key, at, dst)
@@ -111,13 +156,18 @@ func (r *reader) page(view view, b *branchState, key pg.PageKey, at pg.LSN, dst 
 // chain collects key's deltas down to their base, which it puts into dst. copied tells that another database was made as a copy of key's at LSN at. done is false if the base lies in another database, at next just before a copy.
 func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, copied bool, dst pg.Page) (next pg.PageKey, lsn pg.LSN, done bool, err error) {
 	fork, block := forkOf(key)
-	have, _ := r.s.coverageOf(view.cover, key)
+	line, up := b.num, view.up // the branch that the walk is in, and those that it may go on in
+	cover := view.cover
+	for len(up) > 0 && at <= up[0].at {
+		line, cover, up = up[0].b.num, up[0].cover, up[1:]
+	}
+	have, _ := r.s.coverageOf(cover, key)
 	limit := have.limit(at)
 	if copied && have.Complete {
 		limit = 0 // what copies of a database need comes with its layers
 	}
 	if !have.Owned {
-		return next, 0, false, &NotHereError{Branch: b.num, Key: key, Shard: r.s.shard(key), At: at, Have: have}
+		return next, 0, false, &NotHereError{Branch: line, Key: key, Shard: r.s.shard(key), At: at, Have: have}
 	}
 	size, ok := b.currentSize(fork, at)
 	if !ok {
@@ -125,7 +175,7 @@ func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, cop
 			return next, 0, false, err
 		}
 	}
-	p := r.s.pagePrefix(b.num, key)
+	p := r.s.pagePrefix(line, key)
 	if !size.exists || block >= size.blocks {
 		return next, 0, false, r.absent(b, key, fork, block, size, at)
 	}
@@ -160,10 +210,31 @@ func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, cop
 		}
 		if beyond {
 			if ok = false; limit > floor.lsn {
-				if fetched, err = r.fetch(view, b.num, key, have, limit, at); err != nil {
+				if fetched, err = r.fetch(view, line, key, have, limit, at); err != nil {
 					return next, 0, false, err
 				}
 				remote = true
+				continue
+			}
+		}
+		if !ok && len(up) > 0 && up[0].at > floor.lsn {
+			if !resolved && up[0].at <= shrink { // the floor may be in between
+				if floor, _, err = r.floor(b.num, fork, size, block); err != nil {
+					return next, 0, false, err
+				}
+				resolved = true
+			}
+			if up[0].at > floor.lsn {
+				prev = up[0].at
+				line, cover, up = up[0].b.num, up[0].cover, up[1:]
+				if have, _ = r.s.coverageOf(cover, key); !have.Owned {
+					return next, 0, false, &NotHereError{Branch: line, Key: key, Shard: r.s.shard(key), At: prev, Have: have}
+				}
+				if limit = have.limit(prev); have.Complete {
+					limit = 0 // nor can anything take away what a branch needs that forked off
+				}
+				p, remote, fetched = r.s.pagePrefix(line, key), false, nil
+				r.seek(&p, prev)
 				continue
 			}
 		}

@@ -57,7 +57,7 @@ func (s *Store) Size(branch uint32, fork pg.RelFork, at pg.LSN) (blocks uint32, 
 	if e, ok := b.currentSize(fork, at); ok {
 		return e.blocks, e.exists, nil
 	}
-	r, err := s.reader()
+	r, err := s.readerAt(b, at)
 	if err != nil {
 		return 0, false, err
 	}
@@ -86,10 +86,11 @@ func slruRange(branch uint32, slru pg.SLRU) (lo, hi prefix) {
 }
 
 func (s *Store) forks(ctx context.Context, branch uint32, at pg.LSN, lo, hi prefix, fn func(fork pg.RelFork, blocks uint32) error) error {
-	if _, _, err := s.open(branch, at); err != nil {
+	b, _, err := s.open(branch, at)
+	if err != nil {
 		return err
 	}
-	r, err := s.reader()
+	r, err := s.readerAt(b, at)
 	if err != nil {
 		return err
 	}

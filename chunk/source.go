@@ -32,7 +32,21 @@ func (s *Store) SetSource(src LayerSource) { s.source.Store(&sourceBox{src}) }
 type view struct {
 	ctx   context.Context
 	cover *cover
+	up    []ancestor
 	src   LayerSource
+}
+
+// changed tells whether something of the coverage is another by now.
+func (v *view) changed(b *branchState) bool {
+	if b.cover.Load() != v.cover {
+		return true
+	}
+	for i := range v.up {
+		if v.up[i].b.cover.Load() != v.up[i].cover {
+			return true
+		}
+	}
+	return false
 }
 
 // view takes a reader between two looks at the same coverage, so that all that is covered is in it.
@@ -42,11 +56,14 @@ func (s *Store) view(ctx context.Context, b *branchState) (*reader, view, error)
 		if box := s.source.Load(); box != nil {
 			v.src = box.LayerSource
 		}
+		if lines := s.lines(); len(lines) > 0 {
+			v.up = s.ancestors(lines, b.num)
+		}
 		r, err := s.reader()
 		if err != nil {
 			return nil, v, err
 		}
-		if b.cover.Load() == v.cover {
+		if !v.changed(b) {
 			return r, v, nil
 		}
 		r.release()
@@ -112,7 +129,7 @@ func (s *Store) Versions(ctx context.Context, branch uint32, key pg.PageKey, at 
 		if err != nil {
 			return nil, err
 		}
-		answers = slices.Contains(copies, at+1)
+		answers = slices.Contains(copies, at+1) || slices.Contains(r.lines.children(branch), at)
 	}
 	if !answers {
 		return nil, &NotHereError{Branch: branch, Key: key, Shard: shard, At: at, Have: have}
@@ -123,7 +140,7 @@ func (s *Store) Versions(ctx context.Context, branch uint32, key pg.PageKey, at 
 	for {
 		v, ok, err := r.next()
 		if err != nil || !ok {
-			return out, err
+			return out, err // a branch that has a parent goes on there
 		}
 		out = append(out, PageVersion{v.lsn, append([]byte{}, v.value...)})
 		if ends(v.value[0]) {

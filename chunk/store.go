@@ -79,6 +79,7 @@ type Store struct {
 	flusher   sync.WaitGroup
 	images    atomic.Uint64
 	fetched   atomic.Uint64
+	lineage   atomic.Pointer[lineage]
 	source    atomic.Pointer[sourceBox]
 }
 
@@ -150,6 +151,7 @@ func Open(opt Options) (*Store, error) {
 		dropping:  map[shardOf]bool{},
 	}
 	s.cond = sync.NewCond(&s.mu)
+	s.lineage.Store(&lineage{})
 	s.spare = spareSpace{fs: opt.FS, dir: opt.Dir, bytes: opt.ReserveBytes, log: opt.Logger}
 	s.fs = vfs.OnDiskFull(opt.FS, s.spare.release)
 	if err := s.fs.MkdirAll(opt.Dir, 0o700); err != nil {

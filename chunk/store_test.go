@@ -192,6 +192,9 @@ func (x *world) close() {
 func (x *world) check() {
 	x.t.Helper()
 	check(x.t, x.s, func(v Violation) bool {
+		if v.Branch == parentBranch && v.Text == "has nothing under it" {
+			return true // its model is not at hand
+		}
 		for k := range x.m.pages {
 			if k.String() == v.Key && v.Text == "has nothing under it" && x.m.pageAt(k, v.LSN).what == 'd' {
 				return true

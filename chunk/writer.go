@@ -59,7 +59,7 @@ func (s *Store) Writer(branch uint32) (*Writer, error) {
 		return nil, ErrClosed
 	}
 	if b.writing || b.dropped {
-		return nil, fmt.Errorf("branch %d %w", branch, ErrBusy)
+		return nil, fmt.Errorf("branch %d is %w", branch, ErrBusy)
 	}
 	b.writing = true
 	return &Writer{s: s, b: b, heldAt: map[prefix]int{}, cover: b.cover.Load()}, nil
@@ -94,6 +94,9 @@ func (w *Writer) at(lsn pg.LSN) error {
 	}
 	if lsn == w.lsn && lsn != 0 {
 		return nil
+	}
+	if p := w.b.current(); p != nil && p.Fork != 0 && lsn <= p.Fork {
+		return w.fail(fmt.Errorf("branch %d: change at %s lies before its fork from branch %d at %s", w.b.num, lsn, p.Parent, p.Fork))
 	}
 	if lsn < w.lsn || lsn == 0 {
 		return w.fail(fmt.Errorf("branch %d: change at %s comes after one at %s: a writer must be fed in WAL order", w.b.num, lsn, w.lsn))
