@@ -55,8 +55,25 @@ func unknown(rec *wal.Record) error {
 	return &UnknownRecordError{LSN: rec.End, Rmgr: rec.Rmgr, Info: rec.Info, Name: name}
 }
 
+// known are the types of record that unknown answers nil for, whatever blocks they name: a bit for each operation, by major and manager.
+var known = func() (k [pg.MajorLast - pg.MajorFirst + 1][len(managers)]uint16) {
+	for major := range k {
+		for r, m := range managers {
+			for op := range 16 {
+				if m != nil && m.name != nil && m.name(pg.MajorFirst+pg.Major(major), uint8(op<<4)) != "" && (m.touch != nil || m.apply != nil) {
+					k[major][r] |= 1 << op
+				}
+			}
+		}
+	}
+	return k
+}()
+
 func touch(rec *wal.Record, st *ControlState, ch *Changes) error {
 	m := managerOf(rec.Rmgr)
+	if i := int(rec.Major) - int(pg.MajorFirst); m != nil && uint(i) < uint(len(known)) && known[i][rec.Rmgr]>>(rec.Info>>4)&1 != 0 {
+		return touchKnown(rec, st, ch, m)
+	}
 	if err := unknown(rec); err != nil {
 		// Not even an image is trusted here: some managers go on changing a page after they restored it.
 		for i := range rec.Blocks {
@@ -67,6 +84,10 @@ func touch(rec *wal.Record, st *ControlState, ch *Changes) error {
 		}
 		return nil
 	}
+	return touchKnown(rec, st, ch, m)
+}
+
+func touchKnown(rec *wal.Record, st *ControlState, ch *Changes, m *manager) error {
 	for i := range rec.Blocks {
 		if err := touchBlock(rec, &rec.Blocks[i], m, ch); err != nil {
 			return recordError(rec, err)
