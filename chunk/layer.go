@@ -87,7 +87,11 @@ func (s *Store) ExportLayer(ctx context.Context, spec LayerSpec, w io.Writer) (L
 	if err := s.checkShards([]placement.Shard{spec.Shard}); err != nil {
 		return l, err
 	}
-	x, err := s.export(ctx, spec.Branch, spec.To)
+	after := pg.LSN(0)
+	if spec.Delta {
+		after = spec.From
+	}
+	x, err := s.export(ctx, spec.Branch, spec.To, after)
 	if err != nil {
 		return l, fmt.Errorf("export of %s: %w", l.what(), err)
 	}
@@ -150,7 +154,7 @@ func (c chunks) chunkRange(branch uint32, k placement.Chunk) (lo, hi prefix) {
 // ExportSmall writes all that is small of a branch, as of To (0: the newest that is durable), from the beginning or, beyond From, as a delta.
 func (s *Store) ExportSmall(ctx context.Context, branch uint32, from, to pg.LSN, w io.Writer) (Layer, error) {
 	l := Layer{Branch: branch, Small: true, Shards: s.opt.Shards, SegmentBlocks: s.opt.SegmentBlocks, Lo: from, Delta: from != 0}
-	x, err := s.export(ctx, branch, to)
+	x, err := s.export(ctx, branch, to, from)
 	if err != nil {
 		return l, fmt.Errorf("export of %s: %w", l.what(), err)
 	}
@@ -203,10 +207,12 @@ type exporter struct {
 	count  layerEnd
 }
 
-// export takes what a layer is made of: all versions up to hi are in tables by then.
-func (s *Store) export(ctx context.Context, branch uint32, to pg.LSN) (*exporter, error) {
-	if err := s.flush(true); err != nil {
-		return nil, err
+// export takes what a layer is made of: all versions up to hi are in tables by then. Objects without a version beyond LSN after need not be found.
+func (s *Store) export(ctx context.Context, branch uint32, to, after pg.LSN) (*exporter, error) {
+	if d, ok := s.Durable(branch); !ok || to == 0 || d.Readable < to {
+		if err := s.flush(true); err != nil {
+			return nil, err
+		}
 	}
 	p, ok := s.Durable(branch)
 	if !ok {
@@ -225,7 +231,7 @@ func (s *Store) export(ctx context.Context, branch uint32, to pg.LSN) (*exporter
 		if err != nil {
 			return nil, err
 		}
-		it, err := s.db.NewIter(nil)
+		it, err := s.db.NewIter(newerThan(after))
 		if err != nil {
 			r.release()
 			return nil, err

@@ -277,6 +277,7 @@ func (s *Store) pebbleOptions() *pebble.Options {
 	o.Experimental.SpanPolicyFunc = func([]byte) (pebble.SpanPolicy, []byte, error) {
 		return pebble.SpanPolicy{ValueStoragePolicy: pebble.ValueStorageLowReadLatency, DisableValueSeparationBySuffix: true}, nil, nil
 	}
+	o.BlockPropertyCollectors = []func() pebble.BlockPropertyCollector{newLSNCollector}
 	compression := block.FastestCompression
 	if s.opt.testCompression != nil {
 		compression = s.opt.testCompression

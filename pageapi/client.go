@@ -138,6 +138,19 @@ func (c *Client) Admin(ctx context.Context) (pb.AdminServiceClient, string, erro
 	return pb.NewAdminServiceClient(n.conn), n.address, nil
 }
 
+// Backup is the service around the store of the first node that answers.
+func (c *Client) Backup(ctx context.Context) (pb.BackupServiceClient, string, error) {
+	nodes, err := c.seedNodes()
+	if err != nil {
+		return nil, "", err
+	}
+	n, err := c.fetchMapFrom(ctx, nodes)
+	if err != nil {
+		return nil, "", err
+	}
+	return pb.NewBackupServiceClient(n.conn), n.address, nil
+}
+
 // CallError turns what a call of the admin service returned into an Error.
 func CallError(address string, err error) error { return fromGRPC(address, err) }
 

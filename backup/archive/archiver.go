@@ -62,6 +62,7 @@ type Archiver struct {
 	st  Status
 	// pieces of the segment where End lies, to be deleted once it is whole
 	pieces []string
+	hurry  chan struct{}
 }
 
 // New makes an Archiver.
@@ -72,7 +73,15 @@ func New(opt Options) *Archiver {
 	if opt.Advance == nil {
 		opt.Advance = func(context.Context, pg.LSN) error { return nil }
 	}
-	return &Archiver{opt: opt}
+	return &Archiver{opt: opt, hurry: make(chan struct{}, 1)}
+}
+
+// Hurry makes what is durable now due at once.
+func (a *Archiver) Hurry() {
+	select {
+	case a.hurry <- struct{}{}:
+	default:
+	}
 }
 
 // Status is how archiving goes now.
@@ -200,6 +209,16 @@ func (a *Archiver) gather(ctx context.Context, spool Spool, end pg.LSN) (bool, e
 	boundary := size.Start(size.Number(end) + 1)
 	due, cancel := context.WithTimeout(ctx, a.opt.Every-time.Since(a.Status().Moved))
 	defer cancel()
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		select {
+		case <-a.hurry:
+			cancel()
+		case <-due.Done():
+		}
+	}()
+	defer func() { cancel(); <-watching }()
 	for spool.Durable() < boundary {
 		err := spool.WaitDurable(due, max(spool.Durable(), end))
 		switch {

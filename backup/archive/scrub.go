@@ -5,9 +5,11 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"everpage/backup/store"
 	"everpage/wal"
+	"everpage/wal/pg"
 )
 
 // Damage is an object that can't be read as what its name says.
@@ -62,4 +64,31 @@ func (inv *Inventory) Obsolete() []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// Before lists the objects whose WAL ends at or before an LSN, and obsolete pieces, all older than a time.
+func Before(ctx context.Context, s store.Store, id ID, lsn pg.LSN, older time.Time) (list []store.Info, err error) {
+	inv := &Inventory{ID: id, segments: map[key][]object{}, histories: map[pg.TimelineID]bool{}}
+	infos := map[string]store.Info{}
+	err = s.List(ctx, id.dir(), func(i store.Info) error {
+		o, ok := id.parse(i.Name)
+		if !ok {
+			return nil
+		}
+		inv.add(o)
+		infos[i.Name] = i
+		if o.end(id.SegmentSize) <= id.SegmentSize.Floor(lsn) && i.Modified.Before(older) {
+			list = append(list, i)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range inv.Obsolete() {
+		if i := infos[name]; i.Modified.Before(older) && !slices.ContainsFunc(list, func(have store.Info) bool { return have.Name == name }) {
+			list = append(list, i)
+		}
+	}
+	return list, nil
 }

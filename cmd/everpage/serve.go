@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -46,6 +47,12 @@ One node is enough; nothing else needs to run beside it. The directory is locked
 	f.Uint32Var(&c.Shards, "shards", 64, "number of shards; acts only when the cluster is made")
 	f.Int64Var(&c.CacheBytes, "cache", 80<<20, "`bytes` of the store's block cache")
 	f.Uint64Var(&c.SpoolKeep, "spool-keep", 1<<30, "`bytes` of WAL kept behind what the store has made durable")
+	f.StringVar(&c.Store, "store", "", "`URL` of the store that keeps the backup: s3://BUCKET/PREFIX[?endpoint=…] or file:///DIRECTORY")
+	f.BoolVar(&c.Recover, "recover", false, "make an empty --data out of what --store holds, and go on from there")
+	f.DurationVar(&c.BackupEvery, "backup-every", time.Minute, "`duration` between two uploads of pages, at most")
+	f.DurationVar(&c.GCGrace, "gc-grace", time.Hour, "`duration` for which objects stay in the store that nothing refers to any more")
+	f.Int64Var(&c.BackupRate, "backup-rate", 0, "`bytes` a second that uploads of pages may take; 0 for no limit")
+	f.DurationVar(&c.ArchiveEvery, "archive-every", 10*time.Second, "`duration` for which the newest WAL may be missing in the store")
 	f.Int64Var(&c.RunBytes, "run", 32<<20, "`bytes` of versions gathered in memory before they are written as a table")
 	f.Uint32Var(&c.SegmentBlocks, "segment-blocks", 0, "blocks in a chunk; acts only when the data directory is made")
 	f.MarkHidden("segment-blocks") // for tests, which cross chunks and shards with small relations

@@ -88,6 +88,19 @@ func (f *follower) identify(ctx context.Context, conninfo string) (server stream
 
 // ensureSlot makes our slot where it is missing. It is called for an import only: later, a slot that is gone means that WAL may be.
 func (f *follower) ensureSlot(ctx context.Context, conninfo, slot string) error {
+	slots, err := f.holdSlots()
+	if err != nil {
+		return err
+	}
+	for _, slot := range append(slots, slot) {
+		if err := ensureSlot(ctx, conninfo, slot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func ensureSlot(ctx context.Context, conninfo, slot string) error {
 	c, err := stream.Connect(ctx, conninfo, stream.Replication, backupName)
 	if err != nil {
 		return err
@@ -123,6 +136,9 @@ func (f *follower) detach(ctx context.Context, keep bool) (*pb.DetachResponse, e
 	}
 	resp := &pb.DetachResponse{}
 	if left != nil {
+		if err := f.dropHold(ctx, left); err != nil {
+			f.warn(err.Error())
+		}
 		if err := dropSlot(ctx, left); err != nil {
 			resp.Message, resp.Sql = "the slot could not be dropped: "+err.Error(), stream.DropSlotSQL(left.Slot)
 		} else if err := f.forgetSlot(); err != nil {
@@ -202,7 +218,7 @@ func (f *follower) forget() error {
 	if f.st.Conninfo != "" {
 		return fmt.Errorf("%w: a primary was attached meanwhile", errState)
 	}
-	if err := f.n.store.DropBranch(mainBranch); err != nil {
+	if err := f.n.dropHistory(); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir)); err != nil {

@@ -27,6 +27,13 @@ type Config struct {
 	SpoolKeep  uint64        // bytes of WAL kept in the spool behind what the store has made durable
 	Wait       time.Duration // longest that a read waits for an LSN
 
+	Store        string        // URL of the store that keeps the backup; "" for none
+	Recover      bool          // an empty Data is made out of the store
+	ArchiveEvery time.Duration // how long the newest WAL may be missing in the store
+	BackupEvery  time.Duration // at most between two uploads of pages
+	GCGrace      time.Duration // how old an object of the store must be that is deleted
+	BackupRate   int64         // bytes a second of these uploads; 0: no limit
+
 	SegmentBlocks uint32 // blocks in a chunk; fixed when the data directory is made. Anything but 131072 is for tests
 	Logger        *slog.Logger
 }
@@ -63,6 +70,15 @@ func (c *Config) complete() error {
 	}
 	if c.SpoolKeep == 0 {
 		c.SpoolKeep = 1 << 30
+	}
+	if c.ArchiveEvery == 0 {
+		c.ArchiveEvery = 10 * time.Second
+	}
+	if c.GCGrace == 0 {
+		c.GCGrace = time.Hour
+	}
+	if c.BackupEvery == 0 {
+		c.BackupEvery = time.Minute
 	}
 	if c.Wait == 0 {
 		c.Wait = 10 * time.Second

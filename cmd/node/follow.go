@@ -173,6 +173,7 @@ func (f *follower) followOnce(ctx context.Context, st state) error {
 	g.Go(func() error { return f.receive(ctx, receiver) })
 	g.Go(func() error { return f.ingest(ctx, spool, pending, receiver.Notify) })
 	g.Go(func() error { return f.tend(ctx, spool) })
+	g.Go(func() error { return f.archive(ctx, spool, st) })
 	return g.Wait()
 }
 

@@ -41,7 +41,7 @@ func (f *follower) needsImport() bool {
 // runImport takes one base backup into the store. What an interrupted one left is dropped first.
 func (f *follower) runImport(ctx context.Context, st *state) (pending *pendingImport, err error) {
 	f.set(stateImporting, "")
-	if err := f.n.store.DropBranch(mainBranch); err != nil {
+	if err := f.n.dropHistory(); err != nil {
 		return nil, err
 	}
 	if err := os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir)); err != nil {

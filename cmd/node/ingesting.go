@@ -110,10 +110,11 @@ func (f *follower) tend(ctx context.Context, spool *wal.Spool) error {
 			durable, _ = f.n.store.Durable(mainBranch)
 		}
 		seen = progress.Resume
-		if uint64(durable.Resume) <= f.n.cfg.SpoolKeep {
+		done := min(durable.Resume, f.n.backups.archived())
+		if uint64(done) <= f.n.cfg.SpoolKeep {
 			continue
 		}
-		if _, err := spool.Trim(durable.Resume - pg.LSN(f.n.cfg.SpoolKeep)); err != nil {
+		if _, err := spool.Trim(done - pg.LSN(f.n.cfg.SpoolKeep)); err != nil {
 			return err
 		}
 	}

@@ -35,6 +35,7 @@ type Node struct {
 	redoer  *redoer
 	pages   *pages
 	follow  *follower
+	backups *backups // nil without a store
 }
 
 // Run runs a node until ctx ends or it can't go on. ready, where set, is called with the address of its page service once that answers.
@@ -46,6 +47,14 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 		return fmt.Errorf("data directory: %w", err)
 	}
 	n := &Node{cfg: cfg, started: time.Now(), redoer: &redoer{}}
+	if n.backups, err = openBackups(ctx, &cfg); err != nil {
+		return err
+	}
+	root, err := n.recoverRoot(ctx)
+	if err != nil {
+		return err
+	}
+	cfg = n.cfg
 	// The store's lock guards the whole data directory, so it is taken before anything else is read.
 	n.store, err = chunk.Open(chunk.Options{
 		Dir: filepath.Join(cfg.Data, storeDir), Redoer: n.redoer, Logger: cfg.Logger, CacheBytes: cfg.CacheBytes, RunBytes: cfg.RunBytes,
@@ -59,6 +68,9 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, n.store.Close()) }()
+	if err := n.openRegistry(ctx, root); err != nil {
+		return err
+	}
 	st, err := loadState(&n.cfg)
 	if err != nil {
 		return err
@@ -68,6 +80,9 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	}
 	n.redoer.set(st.Major)
 	n.follow = newFollower(n, st)
+	if err := n.startBackups(); err != nil {
+		return err
+	}
 
 	listener, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
@@ -89,6 +104,7 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 		g.Go(func() error { return n.serveHTTP(ctx, httpListener) })
 	}
 	g.Go(func() error { return n.follow.run(ctx) })
+	g.Go(func() error { return n.runBackups(ctx) })
 	if ready != nil {
 		ready(n.cfg.Listen)
 	}
@@ -126,6 +142,7 @@ func (n *Node) serveGRPC(ctx context.Context, l net.Listener) error {
 	s := grpc.NewServer(pageapi.ServerOptions()...)
 	pb.RegisterPageServiceServer(s, pageapi.NewServer(n.pages))
 	pb.RegisterAdminServiceServer(s, &admin{n: n})
+	pb.RegisterBackupServiceServer(s, &backupService{n: n})
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	select {

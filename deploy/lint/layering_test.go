@@ -41,7 +41,7 @@ var may = map[string][]string{
 	"pageapi/pagepb":    {},
 	"backup/store":      {},
 	"backup/archive":    {"backup/store", "wal", "wal/pg"},
-	"backup":            {"backup/store", "chunk", "wal", "wal/pg"},
+	"backup":            {"backup/archive", "backup/store", "chunk", "cluster/placement", "wal", "wal/pg"},
 	"cmd":               {""},
 	"deploy":            {""},
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"reflect"
+	"regexp"
 	"strings"
 	"time"
 
@@ -155,3 +156,23 @@ func describe(cfg *pgconn.Config) string {
 	}
 	return where + " as " + cfg.User
 }
+
+// WithoutPassword is a conninfo without its password, for places where that doesn't belong. What can't be read becomes "".
+func WithoutPassword(conninfo string) string {
+	if u, err := url.Parse(conninfo); err == nil && (u.Scheme == "postgres" || u.Scheme == "postgresql") {
+		if u.User != nil {
+			u.User = url.User(u.User.Username())
+		}
+		q := u.Query()
+		q.Del("password")
+		u.RawQuery = q.Encode()
+		return u.String()
+	}
+	if _, err := pgconn.ParseConfig(conninfo); err != nil {
+		return ""
+	}
+	return passwordRE.ReplaceAllString(conninfo, "$1")
+}
+
+// passwordRE is a password in keyword form: quoted, with backslashes, or up to the next blank.
+var passwordRE = regexp.MustCompile(`(^|\s)(?:ssl)?password\s*=\s*(?:'(?:[^'\\]|\\.)*'|(?:[^\s\\]|\\.)*)`)

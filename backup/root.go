@@ -1,0 +1,159 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"everpage/backup/store"
+	"everpage/cluster/placement"
+	"everpage/wal"
+	"everpage/wal/pg"
+)
+
+// Root is where recovery begins: all that a new cluster must know to go on from the store alone. Each is an object of its own; the newest counts.
+type Root struct {
+	Format  int
+	Epoch   uint64 // of the writing cluster: grows with every start and leader
+	Counter uint64
+	Written time.Time
+
+	Cluster       string
+	Shards        uint32
+	SegmentBlocks uint32
+
+	SystemID       uint64
+	Major          pg.Major
+	WALSegmentSize wal.SegmentSize
+	History        wal.History // of the followed timeline
+	Conninfo       string      // without its password
+	Primary        string      // for people
+	NextTimeline   pg.TimelineID
+
+	Branches []BranchRoot
+}
+
+// BranchRoot is a branch in a Root.
+type BranchRoot struct {
+	Branch    uint32
+	Manifests []ManifestRoot // by shard
+}
+
+// ManifestRoot is a shard's manifest in a Root.
+type ManifestRoot struct {
+	Shard placement.Shard
+	Ref   string
+	LSN   pg.LSN
+}
+
+const rootDir = "root/"
+
+func (r *Root) name() string { return fmt.Sprintf("%s%016x-%016x", rootDir, r.Epoch, r.Counter) }
+
+// ErrNoRoot means that a store holds no backup.
+var ErrNoRoot = errors.New("the store holds no backup of a cluster")
+
+// roots lists the names of the root objects, oldest first.
+func roots(ctx context.Context, s store.Store) (names []string, err error) {
+	err = s.List(ctx, rootDir, func(i store.Info) error {
+		if _, _, ok := parseRoot(i.Name); ok {
+			names = append(names, i.Name)
+		}
+		return nil
+	})
+	return names, err
+}
+
+func parseRoot(name string) (epoch, counter uint64, ok bool) {
+	a, b, ok := strings.Cut(strings.TrimPrefix(name, rootDir), "-")
+	if !ok || len(a) != 16 || len(b) != 16 {
+		return 0, 0, false
+	}
+	epoch, err1 := strconv.ParseUint(a, 16, 64)
+	counter, err2 := strconv.ParseUint(b, 16, 64)
+	return epoch, counter, err1 == nil && err2 == nil
+}
+
+// ReadRoot finds the newest root of a store. One that is damaged is passed over for the one before.
+func ReadRoot(ctx context.Context, s store.Store) (*Root, error) {
+	names, err := roots(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	var damaged error
+	for _, name := range slices.Backward(names) {
+		b, err := store.ReadAll(ctx, s, name, 0, -1)
+		if err != nil {
+			if store.Temporary(err) {
+				return nil, err
+			}
+			damaged = errors.Join(damaged, err)
+			continue
+		}
+		var r Root
+		if err := openJSON(b, &r); err != nil {
+			damaged = errors.Join(damaged, &store.Error{Op: "get", Name: name, Kind: store.ErrCorrupt, Err: err})
+			continue
+		}
+		if r.Format > rootFormat {
+			return nil, fmt.Errorf("%s in %s has format %d, this release knows up to %d: use the newer release", name, s, r.Format, rootFormat)
+		}
+		return &r, nil
+	}
+	if damaged != nil {
+		return nil, damaged
+	}
+	return nil, fmt.Errorf("%w: %s", ErrNoRoot, s)
+}
+
+// keepRoots is how many older roots stay, against damage to the newest.
+const keepRoots = 3
+
+// rootWriter writes one cluster's roots.
+type rootWriter struct {
+	store   store.Store
+	epoch   uint64
+	counter uint64
+	names   []string // of those that are there
+}
+
+// openRoots finds out which roots there are, so that the next one is the newest.
+func openRoots(ctx context.Context, s store.Store) (*rootWriter, error) {
+	names, err := roots(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	w := &rootWriter{store: s, names: names, epoch: 1}
+	if n := len(names); n > 0 {
+		epoch, _, _ := parseRoot(names[n-1])
+		w.epoch = epoch + 1
+	}
+	return w, nil
+}
+
+func (w *rootWriter) write(ctx context.Context, r Root) error {
+	w.counter++
+	r.Format, r.Epoch, r.Counter, r.Written = rootFormat, w.epoch, w.counter, time.Now().UTC()
+	b, err := sealJSON(r)
+	if err != nil {
+		return err
+	}
+	if err := w.store.Put(ctx, r.name(), store.Bytes(b)); err != nil {
+		if errors.Is(err, store.ErrExists) {
+			w.epoch++ // another one writes under this epoch, or the answer to an attempt was lost
+		}
+		return err
+	}
+	w.names = append(w.names, r.name())
+	for len(w.names) > keepRoots+1 {
+		if err := w.store.Delete(ctx, w.names[0]); err != nil {
+			return nil // the next time
+		}
+		w.names = w.names[1:]
+	}
+	return nil
+}

@@ -1,0 +1,186 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"everpage/backup/store"
+	"everpage/chunk"
+	"everpage/cluster/placement"
+	"everpage/wal/pg"
+)
+
+// Source answers for pages that a node has not got, out of the store: it reads the few blocks of tables that a page's versions are in. It is a
+// chunk.LayerSource.
+type Source struct {
+	store    store.Store
+	registry Registry
+
+	mu        sync.Mutex
+	manifests map[shardKey]*Manifest
+	refs      map[shardKey]string
+	last      map[shardKey]time.Time
+	layers    map[layerKey]*openLayer
+	blocks    *blockCache
+	clock     uint64
+	reads     uint64
+}
+
+type layerKey struct {
+	object string
+	offset int64
+}
+
+// openLayer is a layer whose index is in memory.
+type openLayer struct {
+	once sync.Once
+	file *chunk.LayerFile
+	err  error
+	used uint64
+}
+
+// maxOpenLayers bounds the layers held open.
+const maxOpenLayers = 512
+
+// NewSource makes a source for what a registry names.
+func NewSource(s store.Store, r Registry) *Source {
+	return &Source{store: s, registry: r, manifests: map[shardKey]*Manifest{}, refs: map[shardKey]string{}, last: map[shardKey]time.Time{}, layers: map[layerKey]*openLayer{}, blocks: newBlockCache()}
+}
+
+// asked is when a page of a shard was read last.
+func (s *Source) asked(key shardKey) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last[key]
+}
+
+// manifest is a shard's current manifest, from memory where that is it.
+func (s *Source) manifest(ctx context.Context, key shardKey) (*Manifest, error) {
+	current := s.registry.Current(key.branch, key.shard)
+	if current.Ref == "" {
+		return nil, fmt.Errorf("shard %d of branch %d was never backed up", key.shard, key.branch)
+	}
+	s.mu.Lock()
+	m, ref := s.manifests[key], s.refs[key]
+	s.mu.Unlock()
+	if m != nil && ref == current.Ref {
+		return m, nil
+	}
+	m, err := ReadManifest(ctx, s.store, current.Ref)
+	if err != nil {
+		return nil, err
+	}
+	if m.Branch != key.branch || m.Shard != key.shard {
+		return nil, &store.Error{Op: "get", Name: current.Ref, Kind: store.ErrCorrupt, Err: fmt.Errorf("it is the manifest of shard %d of branch %d", m.Shard, m.Branch)}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.manifests[key], s.refs[key] = m, current.Ref
+	return m, nil
+}
+
+// Versions implements chunk.LayerSource.
+func (s *Source) Versions(ctx context.Context, branch uint32, key pg.PageKey, at pg.LSN) ([]chunk.PageVersion, error) {
+	var versions []chunk.PageVersion
+	var err error
+	// A manifest that was replaced while it was read may name objects that are gone by now: then the new one is asked, once.
+	for range 2 {
+		if versions, err = s.versions(ctx, branch, key, at); !errors.Is(err, store.ErrNotExist) {
+			break
+		}
+	}
+	return versions, err
+}
+
+func (s *Source) versions(ctx context.Context, branch uint32, key pg.PageKey, at pg.LSN) ([]chunk.PageVersion, error) {
+	// The shard depends on how the cluster was made, which every manifest says.
+	small, err := s.manifest(ctx, shardKey{branch, Small})
+	if err != nil {
+		return nil, err
+	}
+	k := shardKey{branch, placement.ShardOf(placement.ChunkOf(key, small.SegmentBlocks), small.Shards)}
+	s.mu.Lock()
+	s.last[k] = time.Now()
+	s.reads++
+	s.mu.Unlock()
+	m, err := s.manifest(ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	if at > m.Hi || at < m.Lo() {
+		return nil, fmt.Errorf("the backup of shard %d reaches from %s to %s, not to %s", k.shard, m.Lo(), m.Hi, at)
+	}
+	var out []chunk.PageVersion
+	for _, l := range slices.Backward(m.Layers) {
+		if l.Delta && l.Lo >= at {
+			continue
+		}
+		f, err := s.open(l)
+		if err != nil {
+			return nil, fmt.Errorf("layer in %s at %d: %w", l.Object, l.Offset, err)
+		}
+		list, based, err := f.PageVersions(ctx, key, at)
+		if err != nil {
+			return nil, fmt.Errorf("layer in %s at %d: %w", l.Object, l.Offset, err)
+		}
+		for _, v := range list {
+			if len(out) > 0 && v.LSN >= out[len(out)-1].LSN {
+				return nil, &store.Error{Op: "get", Name: l.Object, Kind: store.ErrCorrupt, Err: fmt.Errorf("page %s: version %s is in two layers", key, v.LSN)}
+			}
+			out = append(out, v)
+		}
+		if based {
+			return out, nil
+		}
+	}
+	return nil, fmt.Errorf("the layers of shard %d don't reach down to a base of page %s at %s", k.shard, key, at)
+}
+
+// open opens a layer, or finds it open.
+func (s *Source) open(l Layer) (*chunk.LayerFile, error) {
+	key := layerKey{l.Object, l.Offset}
+	s.mu.Lock()
+	s.clock++
+	o := s.layers[key]
+	if o == nil {
+		o = &openLayer{}
+		s.layers[key] = o
+		s.evict()
+	}
+	o.used = s.clock
+	s.mu.Unlock()
+	o.once.Do(func() {
+		o.file, o.err = chunk.OpenLayer(&ranged{store: s.store, blocks: s.blocks, name: l.Object, offset: l.Offset, size: l.Length}, l.Length)
+		if o.err == nil && (o.file.Lo != l.Lo || o.file.Hi != l.Hi || o.file.Delta != l.Delta) {
+			o.err = &store.Error{Op: "get", Name: l.Object, Kind: store.ErrCorrupt, Err: fmt.Errorf("the layer at %d is from %s to %s, its manifest says %s to %s", l.Offset, o.file.Lo, o.file.Hi, l.Lo, l.Hi)}
+		}
+	})
+	if o.err != nil {
+		s.mu.Lock()
+		if s.layers[key] == o {
+			delete(s.layers, key)
+		}
+		s.mu.Unlock()
+		return nil, o.err
+	}
+	return o.file, nil
+}
+
+// evict lets go of the layer that was used longest ago. Whoever still reads it does so to the end: it holds nothing but memory.
+func (s *Source) evict() {
+	if len(s.layers) <= maxOpenLayers {
+		return
+	}
+	var oldest layerKey
+	var used uint64
+	for k, o := range s.layers {
+		if o.used != 0 && (used == 0 || o.used < used) {
+			oldest, used = k, o.used
+		}
+	}
+	delete(s.layers, oldest)
+}

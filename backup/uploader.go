@@ -1,0 +1,551 @@
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"everpage/backup/store"
+	"everpage/chunk"
+	"everpage/cluster/placement"
+	"everpage/wal/pg"
+)
+
+// History is the version store that is backed up: *chunk.Store.
+type History interface {
+	Branches() []uint32
+	Progress(branch uint32) (chunk.Progress, bool)
+	Durable(branch uint32) (chunk.Progress, bool)
+	Flush() error
+	Shards() uint32
+	SegmentBlocks() uint32
+	ExportLayer(ctx context.Context, spec chunk.LayerSpec, w io.Writer) (chunk.Layer, error)
+	ExportSmall(ctx context.Context, branch uint32, from, to pg.LSN, w io.Writer) (chunk.Layer, error)
+}
+
+// Options describe an Uploader. All but Log must be given.
+type Options struct {
+	Store    store.Store
+	Registry Registry
+	History  History
+	Root     func() (Root, bool) // what of a root the node knows: all but the branches. false: nothing is followed yet
+	Archived func() pg.LSN       // where the WAL in the store ends: no layer goes beyond, since recovery goes on with the WAL behind the layers
+	Hurry    func()              // asks for the newest WAL to be archived
+	Dir      string              // for objects that are being gathered
+	Every    time.Duration       // at most between two uploads while there is something new
+	Bytes    uint64              // of WAL, after which an upload doesn't wait for Every
+	Log      *slog.Logger
+}
+
+// Uploader brings the store up to the version store, over and over.
+type Uploader struct {
+	opt   Options
+	now   chan chan error
+	roots *rootWriter
+	known map[shardKey]*Manifest // what Current refers to
+	refs  map[shardKey]string
+	root  string              // what the last root said of manifests
+	seen  map[uint32][]pg.LSN // where each branch was resumable, behind what is archived
+
+	mu sync.Mutex
+	st Status
+}
+
+type shardKey struct {
+	branch uint32
+	shard  placement.Shard
+}
+
+// Status is how uploading goes.
+type Status struct {
+	Uploads  uint64
+	Last     time.Time // when the last one ended well
+	LSN      pg.LSN    // up to which it went, of the newest branch
+	Uploaded uint64    // bytes of layers
+	Layers   uint64
+	Err      error
+}
+
+// New makes an Uploader.
+func New(opt Options) *Uploader {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Uploader{opt: opt, now: make(chan chan error), known: map[shardKey]*Manifest{}, refs: map[shardKey]string{}, seen: map[uint32][]pg.LSN{}}
+}
+
+// Status is how uploading goes now.
+func (u *Uploader) Status() Status {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.st
+}
+
+// Now uploads what is new and returns when it is in the store.
+func (u *Uploader) Now(ctx context.Context) error {
+	done := make(chan error, 1)
+	select {
+	case u.now <- done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+const lookEvery = time.Second
+
+// Run uploads until ctx ends. What fails is tried again, slower and slower.
+func (u *Uploader) Run(ctx context.Context) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	var last, notBefore time.Time
+	retry := minRetry
+	for {
+		var asked chan error
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case asked = <-u.now:
+			if err := u.awaitArchive(ctx); err != nil {
+				asked <- err
+				continue
+			}
+		case <-tick.C:
+			u.look()
+			if time.Now().Before(notBefore) || time.Since(last) < u.opt.Every && u.behind() < u.opt.Bytes || u.behind() == 0 {
+				continue
+			}
+		}
+		err := u.upload(ctx)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		u.note(err)
+		if asked != nil {
+			asked <- err
+		}
+		if err != nil {
+			u.opt.Log.Warn("the backup is not up to date", "error", err, "retry_in", retry)
+			notBefore = time.Now().Add(retry)
+			retry = min(2*retry, maxRetry)
+			continue
+		}
+		last, retry = time.Now(), minRetry
+	}
+}
+
+// maxSeen bounds what is remembered of where a branch was resumable.
+const maxSeen = 600
+
+// look remembers where the branches can be resumed: between records.
+func (u *Uploader) look() {
+	for _, b := range u.opt.History.Branches() {
+		p, ok := u.opt.History.Progress(b)
+		if !ok || p.Consistent == 0 {
+			continue
+		}
+		if l := u.seen[b]; len(l) == 0 || l[len(l)-1] < p.Resume {
+			if l = append(l, p.Resume); len(l) > maxSeen {
+				l = l[len(l)-maxSeen:]
+			}
+			u.seen[b] = l
+		}
+	}
+}
+
+// target is up to where a branch can be uploaded now; 0: not at all.
+func (u *Uploader) target(branch uint32) (to pg.LSN) {
+	u.look()
+	archived := u.opt.Archived()
+	for _, at := range u.seen[branch] {
+		if at <= archived {
+			to = at
+		}
+	}
+	return to
+}
+
+const archiveWait = 20 * time.Second
+
+// awaitArchive waits until the WAL of what was ingested by now is archived.
+func (u *Uploader) awaitArchive(ctx context.Context) error {
+	u.look()
+	var want pg.LSN
+	for _, l := range u.seen {
+		want = max(want, l[len(l)-1])
+	}
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	end := time.Now().Add(archiveWait)
+	for u.opt.Archived() < want {
+		u.opt.Hurry()
+		if time.Now().After(end) {
+			return fmt.Errorf("the WAL in the store ends at %s, a backup up to %s waits for it", u.opt.Archived(), want)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+const (
+	minRetry = time.Second
+	maxRetry = 30 * time.Second
+)
+
+func (u *Uploader) note(err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.st.Err = err; err == nil {
+		u.st.Uploads++
+		u.st.Last = time.Now()
+	}
+}
+
+// behind is how many bytes of WAL were made versions that the store does not have.
+func (u *Uploader) behind() (most uint64) {
+	for _, b := range u.opt.History.Branches() {
+		p, ok := u.opt.History.Progress(b)
+		if !ok || p.Consistent == 0 {
+			continue
+		}
+		for _, shard := range u.opt.Registry.Mine(b) {
+			if at := u.opt.Registry.Current(b, shard).LSN; at < p.Readable {
+				most = max(most, uint64(p.Readable-at))
+			}
+		}
+	}
+	return most
+}
+
+// upload brings every branch up to date, then says so in a root.
+func (u *Uploader) upload(ctx context.Context) error {
+	var errs []error
+	for _, b := range u.opt.History.Branches() {
+		if err := u.branch(ctx, b); err != nil {
+			errs = append(errs, fmt.Errorf("branch %d: %w", b, err))
+		}
+	}
+	return errors.Join(append(errs, u.writeRoot(ctx))...)
+}
+
+// change is a manifest that is being made.
+type change struct {
+	key      shardKey
+	old      Current
+	manifest *Manifest
+	pending  []int // layers whose object isn't uploaded yet
+}
+
+// branch uploads the shards of a branch that are this node's, then, where it leads, what is small: never beyond the shard that is behind most, so that what
+// is small and all shards together always make a whole as of the former's end.
+func (u *Uploader) branch(ctx context.Context, branch uint32) error {
+	mine := u.opt.Registry.Mine(branch)
+	p, ok := u.opt.History.Progress(branch)
+	if !ok || p.Consistent == 0 {
+		return nil
+	}
+	to := u.target(branch)
+	if to < p.Consistent {
+		return nil
+	}
+	if d, _ := u.opt.History.Durable(branch); d.Readable < to {
+		if err := u.opt.History.Flush(); err != nil {
+			return err
+		}
+	}
+	if err := u.shards(ctx, branch, mine, to); err != nil || !u.opt.Registry.Leads() {
+		return err
+	}
+	for shard := range u.opt.History.Shards() {
+		to = min(to, u.opt.Registry.Current(branch, placement.Shard(shard)).LSN)
+	}
+	if to == 0 {
+		return nil
+	}
+	if err := u.shards(ctx, branch, []placement.Shard{Small}, to); err != nil {
+		return err
+	}
+	u.mu.Lock()
+	u.st.LSN = to
+	u.mu.Unlock()
+	return nil
+}
+
+// shards uploads the layers of some shards up to an LSN.
+func (u *Uploader) shards(ctx context.Context, branch uint32, shards []placement.Shard, to pg.LSN) error {
+	g := &gathering{u: u, branch: branch}
+	defer g.close()
+	for _, shard := range shards {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		c, err := u.begin(ctx, branch, shard, to)
+		if err != nil {
+			return err
+		}
+		if c == nil {
+			continue
+		}
+		if err := g.add(ctx, c, to); err != nil {
+			return err
+		}
+	}
+	if err := g.seal(ctx); err != nil {
+		return err
+	}
+	if len(g.changes) == 0 {
+		return nil
+	}
+	return u.publish(ctx, branch, g.epoch, g.changes)
+}
+
+// gathering packs layers into objects.
+type gathering struct {
+	u       *Uploader
+	branch  uint32
+	epoch   uint64
+	changes []*change
+	layers  *pack
+}
+
+func (g *gathering) close() {
+	if g.layers != nil {
+		g.layers.close()
+	}
+}
+
+func (g *gathering) add(ctx context.Context, c *change, to pg.LSN) (err error) {
+	g.epoch = max(g.epoch, c.old.Epoch)
+	if g.layers == nil {
+		if g.layers, err = newPack(g.u.opt.Dir); err != nil {
+			return err
+		}
+	}
+	if err := g.u.export(ctx, g.layers, c, to); err != nil {
+		return err
+	}
+	g.changes = append(g.changes, c)
+	if g.layers.size < packSize {
+		return nil
+	}
+	return g.seal(ctx)
+}
+
+// seal uploads the object that is being gathered.
+func (g *gathering) seal(ctx context.Context) error {
+	if g.layers == nil {
+		return nil
+	}
+	name, err := g.layers.upload(ctx, g.u.opt.Store, "layers", g.branch, g.epoch)
+	if err != nil {
+		return err
+	}
+	g.u.mu.Lock()
+	g.u.st.Uploaded += uint64(g.layers.size)
+	g.u.mu.Unlock()
+	for _, c := range g.changes {
+		for _, i := range c.pending {
+			c.manifest.Layers[i].Object = name
+		}
+		c.pending = nil
+	}
+	err = g.layers.close()
+	g.layers = nil
+	return err
+}
+
+// begin starts the next manifest of a shard; nil if there is nothing to add.
+func (u *Uploader) begin(ctx context.Context, branch uint32, shard placement.Shard, to pg.LSN) (*change, error) {
+	c := &change{key: shardKey{branch, shard}, old: u.opt.Registry.Current(branch, shard)}
+	next := &Manifest{Format: manifestFormat, Branch: branch, Shard: shard, Shards: u.opt.History.Shards(), SegmentBlocks: u.opt.History.SegmentBlocks(), Epoch: c.old.Epoch}
+	if c.old.Ref != "" {
+		m, err := u.manifest(ctx, c.key, c.old.Ref)
+		if err != nil {
+			return nil, err
+		}
+		if m.Hi >= to {
+			return nil, nil
+		}
+		next.Hi = m.Hi
+		next.Layers = append(next.Layers, m.Layers...)
+	}
+	c.manifest = next
+	return c, nil
+}
+
+// manifest is what the registry refers to, from memory or from the store.
+func (u *Uploader) manifest(ctx context.Context, key shardKey, ref string) (*Manifest, error) {
+	if u.refs[key] == ref && u.known[key] != nil {
+		return u.known[key], nil
+	}
+	m, err := ReadManifest(ctx, u.opt.Store, ref)
+	if err != nil {
+		return nil, err
+	}
+	if m.Branch != key.branch || m.Shard != key.shard {
+		return nil, &store.Error{Op: "get", Name: ref, Kind: store.ErrCorrupt, Err: fmt.Errorf("it is the manifest of shard %d of branch %d", m.Shard, m.Branch)}
+	}
+	u.known[key], u.refs[key] = m, ref
+	return m, nil
+}
+
+// ReadManifest reads a manifest and checks it.
+func ReadManifest(ctx context.Context, s store.Store, text string) (*Manifest, error) {
+	ref, err := ParseRef(text)
+	if err != nil {
+		return nil, err
+	}
+	b, err := store.ReadAll(ctx, s, ref.Object, ref.Offset, ref.Length)
+	if err != nil {
+		return nil, err
+	}
+	var m Manifest
+	if err := openJSON(b, &m); err == nil {
+		err = m.check()
+	}
+	if err != nil {
+		return nil, &store.Error{Op: "get", Name: text, Kind: store.ErrCorrupt, Err: err}
+	}
+	return &m, nil
+}
+
+// How many layers, and how many bytes of deltas against the base's, a shard may have before it gets a new base.
+const (
+	maxLayers = 48
+	minLayers = 8
+)
+
+// rebase tells whether reads and restores of a shard have come to be worth a new base layer.
+func rebase(m *Manifest) bool {
+	if len(m.Layers) < minLayers {
+		return false
+	}
+	return len(m.Layers) >= maxLayers || m.Bytes()-m.Layers[0].Length > 2*m.Layers[0].Length+(16<<20)
+}
+
+// export adds a shard's layer to a pack.
+func (u *Uploader) export(ctx context.Context, p *pack, c *change, to pg.LSN) (err error) {
+	m := c.manifest
+	var l chunk.Layer
+	p.begin()
+	first := len(m.Layers) == 0
+	switch {
+	case m.Shard == Small && (first || rebase(m)):
+		l, err = u.opt.History.ExportSmall(ctx, m.Branch, 0, to, p)
+		m.Layers, m.Hi = nil, 0
+	case m.Shard == Small:
+		l, err = u.opt.History.ExportSmall(ctx, m.Branch, m.Hi, to, p)
+	case first || rebase(m):
+		l, err = u.opt.History.ExportLayer(ctx, chunk.LayerSpec{Branch: m.Branch, Shard: m.Shard, To: to}, p)
+		m.Layers, m.Hi = nil, 0
+	default:
+		l, err = u.opt.History.ExportLayer(ctx, chunk.LayerSpec{Branch: m.Branch, Shard: m.Shard, From: m.Hi, To: to, Delta: true}, p)
+	}
+	if err != nil {
+		return err
+	}
+	if m.Hi != 0 && l.Lo != m.Hi || l.Hi < to {
+		return fmt.Errorf("the layer of shard %d goes from %s to %s, wanted was %s to %s", m.Shard, l.Lo, l.Hi, m.Hi, to)
+	}
+	layer := Layer{Offset: p.from, Length: p.length(), CRC: p.part.Sum32(), Delta: l.Delta, Lo: l.Lo, Hi: l.Hi}
+	m.Layers = append(m.Layers, layer)
+	m.Hi = l.Hi
+	c.pending = append(c.pending, len(m.Layers)-1)
+	u.mu.Lock()
+	u.st.Layers++
+	u.mu.Unlock()
+	return nil
+}
+
+// publish writes manifests, all in one object, and makes them the current ones.
+func (u *Uploader) publish(ctx context.Context, branch uint32, epoch uint64, changes []*change) error {
+	p, err := newPack(u.opt.Dir)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	refs := make([]Ref, len(changes))
+	for i, c := range changes {
+		if err := c.manifest.check(); err != nil {
+			return err
+		}
+		b, err := sealJSON(c.manifest)
+		if err != nil {
+			return err
+		}
+		p.begin()
+		if _, err := p.Write(b); err != nil {
+			return err
+		}
+		refs[i] = Ref{Offset: p.from, Length: p.length(), CRC: p.part.Sum32()}
+	}
+	name, err := p.upload(ctx, u.opt.Store, "manifests", branch, epoch)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i, c := range changes {
+		refs[i].Object = name
+		ref := refs[i].String()
+		if err := u.opt.Registry.Set(ctx, branch, c.key.shard, c.old, ref, c.manifest.Hi); err != nil {
+			errs = append(errs, fmt.Errorf("manifest of shard %d: %w", c.key.shard, err))
+			continue
+		}
+		u.known[c.key], u.refs[c.key] = c.manifest, ref
+	}
+	return errors.Join(errs...)
+}
+
+// writeRoot writes a root if what it would say has changed.
+func (u *Uploader) writeRoot(ctx context.Context) (err error) {
+	if !u.opt.Registry.Leads() {
+		u.roots = nil // whoever leads next numbers anew
+		return nil
+	}
+	r, ok := u.opt.Root()
+	if !ok {
+		return nil
+	}
+	r.Shards, r.SegmentBlocks = u.opt.History.Shards(), u.opt.History.SegmentBlocks()
+	for _, b := range u.opt.History.Branches() {
+		br := BranchRoot{Branch: b}
+		for shard := range r.Shards {
+			if c := u.opt.Registry.Current(b, placement.Shard(shard)); c.Ref != "" {
+				br.Manifests = append(br.Manifests, ManifestRoot{placement.Shard(shard), c.Ref, c.LSN})
+			}
+		}
+		if c := u.opt.Registry.Current(b, Small); c.Ref != "" {
+			br.Manifests = append(br.Manifests, ManifestRoot{Small, c.Ref, c.LSN})
+		}
+		if len(br.Manifests) > 0 {
+			r.Branches = append(r.Branches, br)
+		}
+	}
+	text := fmt.Sprintf("%+v", r)
+	if text == u.root {
+		return nil
+	}
+	if u.roots == nil {
+		if u.roots, err = openRoots(ctx, u.opt.Store); err != nil {
+			return err
+		}
+	}
+	if err := u.roots.write(ctx, r); err != nil {
+		return err
+	}
+	u.root = text
+	return nil
+}

@@ -1,0 +1,112 @@
+package node
+
+import (
+	"context"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"everpage/backup"
+	"everpage/wal"
+	"everpage/wal/pg"
+	"everpage/wal/stream"
+)
+
+// packDir is where objects are gathered that go to the store.
+const packDir = "pack"
+
+// startBackups makes what uploads and restores, once the store and the state are open.
+func (n *Node) startBackups() error {
+	b := n.backups
+	if b == nil {
+		return nil
+	}
+	b.source = backup.NewSource(b.store, b.registry)
+	b.filler = &backup.Filler{Source: b.source, Target: n.store, Log: n.cfg.Logger}
+	b.uploader = backup.New(backup.Options{
+		Store: b.limited, Registry: b.registry, History: n.store, Root: n.follow.root, Archived: b.archivedEnd, Hurry: b.hurry,
+		Dir: filepath.Join(n.cfg.Data, packDir), Every: n.cfg.BackupEvery, Bytes: backupBytes, Log: n.cfg.Logger,
+	})
+	n.store.SetSource(b.source)
+	return nil
+}
+
+// openRegistry opens what says which manifests are the current ones, and makes the data directory where it is to be recovered.
+func (n *Node) openRegistry(ctx context.Context, root *backup.Root) error {
+	if n.backups == nil {
+		return nil
+	}
+	local, err := backup.OpenLocal(filepath.Join(n.cfg.Data, "backup.json"), n.cfg.Shards)
+	if err != nil {
+		return err
+	}
+	n.backups.registry = local
+	if root == nil {
+		return nil
+	}
+	return n.recoverFrom(ctx, root)
+}
+
+// backupBytes is how much WAL makes an upload worth it before its time.
+const backupBytes = 256 << 20
+
+// runBackups uploads and fills until ctx ends.
+func (n *Node) runBackups(ctx context.Context) error {
+	if n.backups == nil {
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.backups.uploader.Run(ctx) })
+	g.Go(func() error { return n.backups.filler.Run(ctx) })
+	g.Go(func() error { return n.collect(ctx) })
+	return g.Wait()
+}
+
+// dropHistory forgets what is here of the branch. What the store has of it becomes orphans.
+func (n *Node) dropHistory() error {
+	if err := n.store.DropBranch(mainBranch); err != nil || n.backups == nil {
+		return err
+	}
+	return n.backups.registry.Forget(mainBranch)
+}
+
+// archivedEnd is where the WAL in the store ends; 0 while that is not known.
+func (b *backups) archivedEnd() pg.LSN {
+	st, _ := b.status()
+	return st.End
+}
+
+func (b *backups) hurry() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.archiver != nil {
+		b.archiver.Hurry()
+	}
+}
+
+// root is what this node knows of a root object; false while nothing is followed.
+func (f *follower) root() (backup.Root, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	st := f.st
+	if st.SystemIdentifier == 0 {
+		return backup.Root{}, false
+	}
+	return backup.Root{
+		Cluster: st.Cluster, SystemID: st.SystemIdentifier, Major: st.Major, WALSegmentSize: wal.SegmentSize(st.WALSegmentSize), History: st.History,
+		Conninfo: stream.WithoutPassword(st.Conninfo), Primary: st.Primary, NextTimeline: st.NextTimeline,
+	}, true
+}
+
+// backupLag is how far the store's layers are behind what can be read here.
+func (n *Node) backupLag() (lag uint64, at pg.LSN) {
+	p, ok := n.store.Progress(mainBranch)
+	if !ok {
+		return 0, 0
+	}
+	at = n.backups.registry.Current(mainBranch, backup.Small).LSN
+	if p.Readable > at {
+		lag = uint64(p.Readable - at)
+	}
+	return lag, at
+}

@@ -1,0 +1,176 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"everpage/backup"
+	"everpage/backup/archive"
+	"everpage/backup/store"
+	"everpage/wal"
+	"everpage/wal/pg"
+	"everpage/wal/stream"
+)
+
+// backups is a node's part in the backup: the store, and what goes there.
+type backups struct {
+	store    *store.Counter
+	limited  store.Store // for uploads of layers
+	registry registry
+	source   *backup.Source
+	filler   *backup.Filler
+	uploader *backup.Uploader
+
+	mu       sync.Mutex
+	archiver *archive.Archiver // while something is followed
+}
+
+// registry is where manifests are agreed on.
+type registry interface {
+	backup.Registry
+	// Restore takes what a root says, in place of all that was known.
+	Restore(root *backup.Root) error
+	// Forget takes back all that is known of a branch.
+	Forget(branch uint32) error
+}
+
+// openBackups opens the store that the node is told of; nil if it is told of none.
+func openBackups(ctx context.Context, cfg *Config) (*backups, error) {
+	if cfg.Store == "" {
+		return nil, nil
+	}
+	s, err := store.Open(ctx, cfg.Store)
+	if err != nil {
+		return nil, err
+	}
+	b := &backups{store: store.Count(s)}
+	b.limited = store.Limit(b.store, cfg.BackupRate)
+	return b, nil
+}
+
+// status is how archiving goes; ok is false while nothing is archived.
+func (b *backups) status() (st archive.Status, ok bool) {
+	if b == nil {
+		return st, false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.archiver == nil {
+		return st, false
+	}
+	return b.archiver.Status(), true
+}
+
+// archived is up to where the spool may be trimmed: all of it where there is no store.
+func (b *backups) archived() pg.LSN {
+	if b == nil {
+		return ^pg.LSN(0)
+	}
+	st, _ := b.status()
+	return st.End
+}
+
+// archive uploads the spool's WAL until ctx ends or the spool fails. That the store is away or holds another history ends nothing else: status tells it.
+func (f *follower) archive(ctx context.Context, spool *wal.Spool, st state) error {
+	b := f.n.backups
+	if b == nil {
+		return nil
+	}
+	slot, err := stream.HoldSlot(st.Cluster)
+	if err != nil {
+		return err
+	}
+	h := &holder{conninfo: st.Conninfo, slot: slot}
+	defer h.close()
+	a := archive.New(archive.Options{
+		Store: b.store, ID: archive.ID{SystemID: st.SystemIdentifier, SegmentSize: wal.SegmentSize(st.WALSegmentSize)}, History: st.History,
+		Every: f.n.cfg.ArchiveEvery, Log: f.log, Advance: h.advance,
+	})
+	b.mu.Lock()
+	b.archiver = a
+	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		b.archiver = nil
+		b.mu.Unlock()
+	}()
+	err = a.Run(ctx, spool)
+	if errors.Is(err, archive.ErrDiverged) {
+		f.warn("nothing is backed up: " + err.Error())
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// holder moves the hold slot, with which the primary keeps WAL until the store has it.
+type holder struct {
+	conninfo, slot string
+	conn           *stream.Conn
+	after          time.Time // not to be tried again before
+}
+
+func (h *holder) close() {
+	if h.conn != nil {
+		h.conn.Close()
+		h.conn = nil
+	}
+}
+
+const (
+	holdTimeout = 10 * time.Second
+	holdRetry   = 10 * time.Second
+)
+
+// advance lets the primary remove the WAL before end. A primary that is away is left alone for a while: the WAL in the store doesn't wait for it.
+func (h *holder) advance(ctx context.Context, end pg.LSN) error {
+	if time.Now().Before(h.after) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, holdTimeout)
+	defer cancel()
+	err := h.move(ctx, end)
+	if err != nil {
+		h.close()
+		h.after = time.Now().Add(holdRetry)
+	}
+	return err
+}
+
+func (h *holder) move(ctx context.Context, end pg.LSN) (err error) {
+	if h.conn == nil {
+		if h.conn, err = stream.Connect(ctx, h.conninfo, stream.SQL, "everpage hold"); err != nil {
+			return err
+		}
+	}
+	err = stream.AdvanceSlot(ctx, h.conn, h.slot, end)
+	if errors.Is(err, stream.ErrSlotMissing) || errors.Is(err, stream.ErrSlotLost) {
+		// What it would have kept is in the store or in a spool; from here on it keeps again.
+		return ensureSlot(ctx, h.conninfo, h.slot)
+	}
+	return err
+}
+
+// holdSlots are the slots that the primary needs for this cluster beside the node's own.
+func (f *follower) holdSlots() ([]string, error) {
+	if f.n.backups == nil {
+		return nil, nil
+	}
+	slot, err := stream.HoldSlot(f.n.cfg.Cluster)
+	return []string{slot}, err
+}
+
+// dropHold drops the hold slot, as a detach does.
+func (f *follower) dropHold(ctx context.Context, left *leftSlot) error {
+	slots, err := f.holdSlots()
+	for _, slot := range slots {
+		err = errors.Join(err, dropSlot(ctx, &leftSlot{Conninfo: left.Conninfo, Slot: slot}))
+	}
+	if err != nil {
+		return fmt.Errorf("the slot that holds WAL for the store could not be dropped: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,135 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"everpage/backup"
+	"everpage/backup/archive"
+	"everpage/wal"
+	"everpage/wal/pg"
+	"everpage/wal/stream"
+)
+
+// recoveringFile is there while a data directory is being made from the store.
+const recoveringFile = "recovering"
+
+// recoverRoot reads from where this node is to be recovered, before anything is opened: it says how the data directory must be made. nil: there is nothing
+// to recover, since the data directory is whole.
+func (n *Node) recoverRoot(ctx context.Context) (*backup.Root, error) {
+	if !n.cfg.Recover {
+		if _, err := os.Stat(filepath.Join(n.cfg.Data, recoveringFile)); err == nil {
+			return nil, fmt.Errorf("%s is half recovered: start with --recover again", n.cfg.Data)
+		}
+		return nil, nil
+	}
+	if n.backups == nil {
+		return nil, errors.New("--recover needs --store: the place to recover from")
+	}
+	_, marked := os.Stat(filepath.Join(n.cfg.Data, recoveringFile))
+	if _, err := os.Stat(statePath(n.cfg.Data)); err == nil && marked != nil {
+		n.cfg.Logger.Info("the data directory is there already, nothing is recovered", "data", n.cfg.Data)
+		return nil, nil
+	}
+	root, err := backup.ReadRoot(ctx, n.backups.store)
+	if err != nil {
+		return nil, err
+	}
+	n.cfg.Shards, n.cfg.SegmentBlocks, n.cfg.Cluster = root.Shards, root.SegmentBlocks, root.Cluster
+	return root, os.WriteFile(filepath.Join(n.cfg.Data, recoveringFile), nil, 0o600)
+}
+
+// recoverFrom makes a data directory out of the store: what is small, and the spool. The pages come behind, or when they are asked for.
+func (n *Node) recoverFrom(ctx context.Context, root *backup.Root) error {
+	for _, b := range n.store.Branches() { // what an interrupted attempt left
+		if err := n.store.DropBranch(b); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(filepath.Join(n.cfg.Data, spoolDir)); err != nil {
+		return err
+	}
+	if err := n.backups.registry.Restore(root); err != nil {
+		return err
+	}
+	resume, err := backup.RestoreSmall(ctx, n.backups.store, n.store, root)
+	if err != nil {
+		return err
+	}
+	if err := n.store.Flush(); err != nil {
+		return err
+	}
+	p, ok := resume[mainBranch]
+	if !ok {
+		return fmt.Errorf("the store has no whole backup of branch %d", mainBranch)
+	}
+	end, err := n.recoverSpool(ctx, root, p.Resume)
+	if err != nil {
+		return err
+	}
+	st := state{
+		Format: stateFormat, Cluster: root.Cluster, Node: n.cfg.Node, Shards: root.Shards,
+		Branch: mainBranch, Major: root.Major, SystemIdentifier: root.SystemID, WALSegmentSize: uint32(root.WALSegmentSize), Timeline: root.History.Timeline,
+		History: root.History, Primary: root.Primary, NextTimeline: root.NextTimeline, Conninfo: root.Conninfo,
+	}
+	if st.Slot, err = stream.NodeSlot(root.Cluster, n.cfg.Node); err != nil {
+		return err
+	}
+	if err := st.save(n.cfg.Data); err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(n.cfg.Data, recoveringFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := syncDir(n.cfg.Data); err != nil {
+		return err
+	}
+	n.cfg.Logger.Info("recovered from the store", "layers_up_to", p.Resume, "wal_up_to", end, "written", root.Written)
+	return nil
+}
+
+// recoverSpool writes the WAL from which the store must be fed, and all behind it.
+func (n *Node) recoverSpool(ctx context.Context, root *backup.Root, resume pg.LSN) (end pg.LSN, err error) {
+	id := archive.ID{SystemID: root.SystemID, SegmentSize: root.WALSegmentSize}
+	inv, err := archive.List(ctx, n.backups.store, id)
+	if err != nil {
+		return 0, err
+	}
+	from := id.SegmentSize.Floor(resume)
+	end = inv.End(root.History, from)
+	if end < resume {
+		return 0, fmt.Errorf("the WAL in the store ends at %s, the pages at %s: WAL is missing", end, resume)
+	}
+	spool, err := wal.OpenSpool(wal.SpoolOptions{
+		Dir: filepath.Join(n.cfg.Data, spoolDir), SegmentSize: id.SegmentSize, Major: root.Major, SystemID: root.SystemID, History: root.History,
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, spool.Close()) }()
+	src := archive.NewSource(ctx, n.backups.store, inv, root.History)
+	defer src.Close()
+	buf := make([]byte, 1<<20)
+	for at := from; at < end; {
+		m, err := src.ReadWAL(buf[:min(uint64(len(buf)), uint64(end-at))], at)
+		if err != nil {
+			return 0, err
+		}
+		if err := spool.Append(at, buf[:m]); err != nil {
+			return 0, err
+		}
+		at += pg.LSN(m)
+	}
+	durable, err := spool.Sync()
+	if err != nil {
+		return 0, err
+	}
+	if durable < resume {
+		return 0, fmt.Errorf("the WAL of the store is whole up to %s only, the pages need it up to %s", durable, resume)
+	}
+	return durable, nil
+}

@@ -1,0 +1,259 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"everpage/backup"
+	"everpage/backup/archive"
+	"everpage/backup/store"
+	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal"
+	"everpage/wal/pg"
+)
+
+// backupService answers what the commands around the store ask.
+type backupService struct {
+	pb.UnimplementedBackupServiceServer
+	n *Node
+}
+
+func (s *backupService) backups() (*backups, error) {
+	if s.n.backups == nil {
+		return nil, status.Error(codes.FailedPrecondition, "this node has no store: start it with --store")
+	}
+	return s.n.backups, nil
+}
+
+// storeStatus gives the errors of a store their codes.
+func storeStatus(err error) error {
+	code := codes.Internal
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrThrottled):
+		code = codes.Unavailable
+	case errors.Is(err, backup.ErrNotLeader):
+		code = codes.FailedPrecondition
+	}
+	return status.Error(code, err.Error())
+}
+
+func (s *backupService) Backups(ctx context.Context, _ *pb.BackupsRequest) (*pb.BackupsResponse, error) {
+	b, err := s.backups()
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.BackupsResponse{Store: b.store.String()}
+	if st, ok := b.status(); ok {
+		resp.Archive = &pb.WalArchive{BeginLsn: uint64(st.Begin), EndLsn: uint64(st.End), LagBytes: st.Lag()}
+		for _, g := range st.Gaps {
+			resp.Archive.Gaps = append(resp.Archive.Gaps, g.String())
+		}
+		if st.Err != nil {
+			resp.Archive.Error = st.Err.Error()
+		}
+	}
+	up := b.uploader.Status()
+	if up.Err != nil {
+		resp.Error = up.Err.Error()
+	}
+	if !up.Last.IsZero() {
+		resp.LastUploadUs = up.Last.UnixMicro()
+	}
+	resp.LagBytes, _ = s.n.backupLag()
+	left, ferr := b.filler.Status()
+	if resp.ShardsToRestore = uint32(left); ferr != nil {
+		resp.RestoreError = ferr.Error()
+	}
+	u := b.store.Usage()
+	resp.Usage = &pb.StoreUsage{
+		Puts: u.Puts, Gets: u.Gets, Stats: u.Stats, Deletes: u.Deletes, Lists: u.Lists, Failures: u.Failures, UploadedBytes: u.Uploaded, DownloadedBytes: u.Downloaded,
+	}
+	list, err := b.source.Manifests(ctx, s.n.store.Branches(), s.n.store.Shards())
+	if err != nil {
+		return nil, storeStatus(err)
+	}
+	for _, m := range backup.Summarize(list) {
+		resp.Branches = append(resp.Branches, &pb.BranchBackup{
+			Branch: m.Branch, OldestLsn: uint64(m.Oldest), NewestLsn: uint64(m.Newest), Shards: uint32(m.Shards), Layers: uint64(m.Layers), Bytes: uint64(m.Bytes),
+		})
+	}
+	return resp, nil
+}
+
+func (s *backupService) BackupNow(ctx context.Context, _ *pb.BackupNowRequest) (*pb.BackupsResponse, error) {
+	b, err := s.backups()
+	if err != nil {
+		return nil, err
+	}
+	if err := b.uploader.Now(ctx); err != nil {
+		return nil, storeStatus(err)
+	}
+	return s.Backups(ctx, nil)
+}
+
+func (s *backupService) CollectGarbage(ctx context.Context, req *pb.CollectGarbageRequest) (*pb.CollectGarbageResponse, error) {
+	b, err := s.backups()
+	if err != nil {
+		return nil, err
+	}
+	removed, err := s.n.collector(b).Collect(ctx, req.DryRun)
+	resp := &pb.CollectGarbageResponse{Done: err == nil}
+	for _, i := range removed {
+		resp.Objects = append(resp.Objects, i.Name)
+		resp.Bytes += uint64(i.Size)
+	}
+	return resp, storeStatus(err)
+}
+
+// collector deletes in the store what no recovery needs.
+func (n *Node) collector(b *backups) *backup.Collector {
+	return &backup.Collector{
+		Store: b.store, Registry: b.registry, Branches: n.store.Branches, Shards: n.store.Shards(), ID: n.follow.archiveID, Grace: n.cfg.GCGrace,
+		WALFrom: func() pg.LSN {
+			// Recovery goes on behind the small layers' end. The segment before is kept too: readers begin at a page's or segment's start.
+			return b.registry.Current(mainBranch, backup.Small).LSN
+		},
+	}
+}
+
+// collect removes garbage from the store, from time to time, until ctx ends.
+func (n *Node) collect(ctx context.Context) error {
+	tick := time.NewTicker(max(n.cfg.GCGrace, time.Minute))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+		removed, err := n.collector(n.backups).Collect(ctx, false)
+		if err != nil && !errors.Is(err, backup.ErrNotLeader) && ctx.Err() == nil {
+			n.cfg.Logger.Warn("garbage stays in the store", "error", err)
+		}
+		if len(removed) > 0 {
+			n.cfg.Logger.Info("garbage was removed from the store", "objects", len(removed))
+		}
+	}
+}
+
+// archiveID says whose WAL is archived; false while nothing is followed.
+func (f *follower) archiveID() (archive.ID, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return archive.ID{SystemID: f.st.SystemIdentifier, SegmentSize: wal.SegmentSize(f.st.WALSegmentSize)}, f.st.SystemIdentifier != 0
+}
+
+func (s *backupService) VerifyBackup(_ *pb.VerifyBackupRequest, out pb.BackupService_VerifyBackupServer) error {
+	b, err := s.backups()
+	if err != nil {
+		return err
+	}
+	ctx := out.Context()
+	var sendErr error
+	report := func(problem string) {
+		if sendErr == nil {
+			sendErr = out.Send(&pb.VerifyBackupResponse{Problem: problem})
+		}
+	}
+	id, _ := s.n.follow.archiveID()
+	scrub := &backup.Scrub{
+		Store: b.store, Registry: b.registry, Branches: s.n.store.Branches(), Shards: s.n.store.Shards(), ID: id, Grace: s.n.cfg.GCGrace, Report: report,
+		Note: func(text string) {
+			if sendErr == nil {
+				sendErr = out.Send(&pb.VerifyBackupResponse{Note: text})
+			}
+		},
+	}
+	root, err := backup.ReadRoot(ctx, b.store)
+	switch {
+	case err == nil:
+		scrub.Root = root
+	case store.Temporary(err) && !errors.Is(err, backup.ErrNoRoot):
+		return storeStatus(err)
+	default:
+		report("root: " + err.Error())
+	}
+	if err := errors.Join(scrub.Run(ctx), sendErr); err != nil {
+		return storeStatus(err)
+	}
+	pages, err := s.n.compareSample(ctx, report)
+	if err := errors.Join(err, sendErr); err != nil {
+		return storeStatus(err)
+	}
+	return out.Send(&pb.VerifyBackupResponse{Done: true, Objects: uint64(scrub.Objects), Bytes: uint64(scrub.Bytes), Layers: uint64(scrub.Layers), Pages: uint64(pages)})
+}
+
+// samplePages is how many pages verify makes twice.
+const samplePages = 400
+
+// compareSample holds versions of pages as they are here against the same out of the store. Both are sources of their own: a table that decayed on one side
+// shows, as does a layer that lacks what it should have.
+func (n *Node) compareSample(ctx context.Context, report func(string)) (pages int, err error) {
+	p, ok := n.store.Progress(mainBranch)
+	at := n.backups.registry.Current(mainBranch, backup.Small).LSN
+	if !ok || at == 0 || at < p.Consistent {
+		return 0, nil
+	}
+	rels, total := []relation{}, uint64(0)
+	if err := n.store.Relations(ctx, mainBranch, at, pg.RelFork{}, func(fork pg.RelFork, blocks uint32) error {
+		if blocks > 0 {
+			rels = append(rels, relation{fork, blocks})
+			total += uint64(blocks)
+		}
+		return ctx.Err()
+	}); err != nil {
+		return 0, err
+	}
+	step := max(total/samplePages, 1)
+	next := uint64(time.Now().UnixNano()) % step
+	for _, r := range rels {
+		for ; next < uint64(r.blocks); next += step {
+			key := pg.PageKey{RelFork: r.fork, Block: pg.BlockNumber(next)}
+			if err := n.comparePage(ctx, key, at, report); err != nil {
+				return pages, err
+			}
+			pages++
+		}
+		next -= uint64(r.blocks)
+	}
+	return pages, nil
+}
+
+type relation struct {
+	fork   pg.RelFork
+	blocks pg.BlockNumber
+}
+
+func (n *Node) comparePage(ctx context.Context, key pg.PageKey, at pg.LSN, report func(string)) error {
+	here, err := n.store.Versions(ctx, mainBranch, key, at)
+	if err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		report(fmt.Sprintf("page %s at %s: here: %v", key, at, err))
+		return nil
+	}
+	there, err := n.backups.source.Versions(ctx, mainBranch, key, at)
+	if err != nil {
+		if ctx.Err() != nil || store.Temporary(err) && errors.Is(err, store.ErrUnavailable) {
+			return err
+		}
+		report(fmt.Sprintf("page %s at %s: in the store: %v", key, at, err))
+		return nil
+	}
+	same := len(here) == len(there)
+	for i := 0; same && i < len(here); i++ {
+		same = here[i].LSN == there[i].LSN && string(here[i].Value) == string(there[i].Value)
+	}
+	if !same {
+		report(fmt.Sprintf("page %s at %s: %d versions here and %d in the store differ", key, at, len(here), len(there)))
+	}
+	return nil
+}

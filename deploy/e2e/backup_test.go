@@ -1,0 +1,222 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"everpage/deploy/nodetest"
+	"everpage/deploy/pgtest"
+	"everpage/deploy/s3test"
+	"everpage/pageapi"
+	"everpage/wal/pg"
+)
+
+// backedUp is a node whose history goes to a real S3 server.
+type backedUp struct {
+	s3   *s3test.Server
+	node *nodetest.Node
+	url  string
+	args []string
+}
+
+func newBackedUp(t *testing.T, args ...string) *backedUp {
+	t.Helper()
+	b := &backedUp{s3: s3test.New(t, t.TempDir())}
+	if err := b.s3.Bucket("history"); err != nil {
+		t.Fatal(err)
+	}
+	b.url = b.s3.URL("history", "cluster")
+	b.args = append([]string{"--store", b.url, "--archive-every", "300ms", "--backup-every", "2s", "--run", "2000000", "--gc-grace", "1s"}, args...)
+	b.node = nodetest.New(t, nodetest.Config{Binary: everpage, Data: filepath.Join(t.TempDir(), "node"), Env: b.s3.Env(), Args: append([]string{"--segment-blocks", "64"}, b.args...)})
+	return b
+}
+
+// recovered is a new node made of nothing but the store.
+func (b *backedUp) recovered(t *testing.T) *nodetest.Node {
+	t.Helper()
+	return nodetest.New(t, nodetest.Config{Binary: everpage, Data: filepath.Join(t.TempDir(), "recovered"), Env: b.s3.Env(), Args: append([]string{"--recover"}, b.args...)})
+}
+
+// backups is what `backup list` says.
+type backups struct {
+	Lag     uint64 `json:"lag_bytes"`
+	Error   string
+	Archive struct {
+		End   pg.LSN `json:"end_lsn"`
+		Lag   uint64 `json:"lag_bytes"`
+		Gaps  []string
+		Error string
+	}
+	Branches []struct {
+		Oldest pg.LSN `json:"oldest_lsn"`
+		Newest pg.LSN `json:"newest_lsn"`
+		Layers uint64
+		Bytes  uint64
+	}
+	ToRestore    uint32 `json:"shards_to_restore"`
+	RestoreError string `json:"restore_error"`
+	Requests     map[string]uint64
+	Uploaded     uint64 `json:"uploaded_bytes"`
+	Downloaded   uint64 `json:"downloaded_bytes"`
+}
+
+func backupList(t *testing.T, n *nodetest.Node, args ...string) (b backups) {
+	t.Helper()
+	if len(args) == 0 {
+		args = []string{"backup", "list"}
+	}
+	if err := n.JSON(t.Context(), &b, args...); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// digest is one number for all pages and sizes that a node answers at an LSN.
+func digest(ctx context.Context, n *nodetest.Node, at pg.LSN) (sum uint64, pages int, err error) {
+	c, err := pageapi.NewClient([]string{n.Address()})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer c.Close()
+	type rel struct {
+		fork   pg.RelFork
+		blocks pg.BlockNumber
+	}
+	var rels []rel
+	pos := pageapi.Position{LSN: at}
+	if _, err := c.Relations(ctx, pos, func(f pg.RelFork, blocks pg.BlockNumber) error {
+		rels = append(rels, rel{f, blocks})
+		return nil
+	}); err != nil {
+		return 0, 0, err
+	}
+	h := fnv.New64a()
+	for _, r := range rels {
+		fmt.Fprintln(h, r.fork, r.blocks)
+		for from := pg.BlockNumber(0); from < r.blocks; from += 64 {
+			var blocks []pg.BlockNumber
+			for b := from; b < min(from+64, r.blocks); b++ {
+				blocks = append(blocks, b)
+			}
+			dst := make([]byte, len(blocks)*pg.BlockSize)
+			if _, err := c.Pages(ctx, pos, r.fork, blocks, dst); err != nil {
+				return 0, 0, fmt.Errorf("%s from block %d at %s: %w", r.fork, from, at, err)
+			}
+			h.Write(dst)
+			pages += len(blocks)
+		}
+	}
+	return h.Sum64(), pages, nil
+}
+
+// recordedDigests are the digests of some LSNs between two.
+func recordedDigests(t *testing.T, n *nodetest.Node, random *rand.Rand, from, to pg.LSN, count int) map[pg.LSN]uint64 {
+	t.Helper()
+	out := map[pg.LSN]uint64{}
+	for i := range count {
+		at := from + pg.LSN(random.Uint64N(uint64(to-from)+1))
+		if i == 0 {
+			at = to
+		}
+		sum, _, err := digest(t.Context(), n, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[at] = sum
+	}
+	return out
+}
+
+func compareDigests(t *testing.T, n *nodetest.Node, want map[pg.LSN]uint64) {
+	t.Helper()
+	pages := 0
+	for at, sum := range want {
+		got, count, err := digest(t.Context(), n, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got != sum {
+			t.Errorf("at %s all pages have the digest %x, it was %x", at, got, sum)
+		}
+		pages += count
+	}
+	t.Logf("%d pages at %d LSNs are as they were", pages, len(want))
+}
+
+func pgbench(t *testing.T, s *pgtest.Server, args ...string) {
+	t.Helper()
+	if out, err := s.Pgbench(t.Context(), args...); err != nil {
+		t.Fatalf("pgbench %v: %v\n%s", args, err, out)
+	}
+}
+
+// TestRecoverFromTheStoreAlone loses the data directory, with the primary alive and then without.
+func TestRecoverFromTheStoreAlone(t *testing.T) {
+	t.Parallel()
+	random := dice(t)
+	s, b := newPrimary(t), newBackedUp(t)
+	pgbench(t, s, "-i", "-s", "2")
+	attach(t, b.node, s)
+	first := caughtUp(t, b.node, s)
+	pgbench(t, s, "-c", "4", "-t", "400")
+	backupList(t, b.node, "backup", "now")
+	pgbench(t, s, "-c", "4", "-t", "300")
+	s.MustSQL(t, "postgres", "create table more as select i, repeat('m', 100) from generate_series(1, 20000) i", "truncate pgbench_history", "create database copied strategy file_copy")
+	end := caughtUp(t, b.node, s)
+	state := backupList(t, b.node, "backup", "now")
+	if state.Error != "" || state.Archive.Error != "" || len(state.Archive.Gaps) > 0 || len(state.Branches) != 1 || state.Branches[0].Newest < end {
+		t.Fatalf("after backup now at %s: %+v", end, state)
+	}
+	want := recordedDigests(t, b.node, random, first, end, 8)
+	b.node.Must(t, "verify")
+
+	pgbench(t, s, "-c", "4", "-t", "200") // beyond the layers: this comes back from WAL
+	last := caughtUp(t, b.node, s)
+	eventually(t, "the WAL is archived", func() (bool, string) {
+		l := backupList(t, b.node)
+		return l.Archive.End >= last, fmt.Sprintf("%+v", l)
+	})
+	sum, _, err := digest(t.Context(), b.node, last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want[last] = sum
+	b.node.Kill9()
+	if err := os.RemoveAll(b.node.Data()); err != nil {
+		t.Fatal(err)
+	}
+
+	began := time.Now()
+	n := b.recovered(t)
+	t.Logf("up after %s: %+v", time.Since(began), backupList(t, n))
+	waitReadable(t, n, last)
+	compareDigests(t, n, want)
+	// With the primary alive streaming goes on, without a hole.
+	pgbench(t, s, "-c", "2", "-t", "100")
+	caughtUp(t, n, s)
+	eventually(t, "all shards are restored", func() (bool, string) {
+		l := backupList(t, n)
+		return l.ToRestore == 0 && l.RestoreError == "", fmt.Sprintf("%+v", l)
+	})
+	compareDigests(t, n, want)
+	n.Must(t, "check")
+	backupList(t, n, "backup", "now")
+	n.Must(t, "verify")
+	compareStopped(t, n, s)
+
+	// And without it: nothing but the store.
+	want[last] = sum
+	n.Kill9()
+	if err := os.RemoveAll(n.Data()); err != nil {
+		t.Fatal(err)
+	}
+	again := b.recovered(t)
+	waitReadable(t, again, last)
+	compareDigests(t, again, want)
+}
