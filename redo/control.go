@@ -225,11 +225,13 @@ func (s *ControlState) redoCheckpoint(cp *pg.CheckPoint, rec *wal.Record) {
 	} else {
 		s.NextXID = max(s.NextXID, cp.NextXID)
 		s.advanceMulti(cp.NextMulti, cp.NextMultiOffset)
-		if xidPrecedes(s.OldestXID, cp.OldestXID) {
+		if s.OldestXID == cp.OldestXID || xidPrecedes(s.OldestXID, cp.OldestXID) {
 			s.OldestXID, s.OldestXIDDB = cp.OldestXID, cp.OldestXIDDB
 		}
 	}
-	if multiPrecedes(s.OldestMulti, cp.OldestMulti) {
+	// Redo takes the database with an advance only (MultiXactAdvanceOldest). Vacuum names another one for the same id without WAL, and recovery that
+	// starts from this checkpoint would begin with it (SetMultiXactIdLimit): the old one may have been dropped.
+	if s.OldestMulti == cp.OldestMulti || multiPrecedes(s.OldestMulti, cp.OldestMulti) {
 		s.OldestMulti, s.OldestMultiDB = cp.OldestMulti, cp.OldestMultiDB
 	}
 	// The primary moves it without WAL where no segment goes; recovery that starts from this checkpoint would begin with it (SetCommitTsLimit).

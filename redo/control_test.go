@@ -94,6 +94,15 @@ func TestCheckpoints(t *testing.T) {
 	if _, err := s.Redo(checkpoint(15, 0x00, back)); err != nil || s.OldestXID != 705 || s.OldestMulti != 3 {
 		t.Errorf("%v, %+v", err, s)
 	}
+	// The databases of the oldest ids change without an advance when vacuum has passed or dropped the ones before.
+	same := cp
+	same.OldestXID, same.OldestMulti = start.OldestXID, start.OldestMulti
+	for _, info := range []uint8{0x10, 0x00} {
+		s = start
+		if _, err := s.Redo(checkpoint(15, info, same)); err != nil || s.OldestXIDDB != 5 || s.OldestMultiDB != 6 {
+			t.Errorf("%v, %+v", err, s)
+		}
+	}
 	short := checkpoint(15, 0x00, cp)
 	short.Main = short.Main[:87]
 	if _, err := s.Redo(short); err == nil {
