@@ -22,10 +22,8 @@ type Writer struct {
 
 	// replay is the size cache while old WAL is fed again over what the store already holds: it has what each fork was as of lsn.
 	// nil while lsn is beyond everything stored: then the branch's own cache, which readers share, is right.
-	replay  map[pg.RelFork]sizeEntry
-	lastOf  pg.RelFork // memo of the last size used
-	last    sizeEntry
-	hasLast bool
+	replay map[pg.RelFork]sizeEntry
+	memo   sizeMemo
 
 	maxTime    pg.Timestamp // the running maximum of commit times
 	hasMaxTime bool
@@ -110,19 +108,20 @@ func (w *Writer) at(lsn pg.LSN) error {
 	if lsn <= w.b.high {
 		if w.replay == nil {
 			w.replay = map[pg.RelFork]sizeEntry{}
-			w.hasLast = false
+			w.memo.clear()
 		}
 	} else if w.replay != nil {
-		w.replay, w.hasLast = nil, false
+		w.replay = nil
+		w.memo.clear()
 	}
 	if len(w.replay) > maxSizes {
 		clear(w.replay)
-		w.hasLast = false
+		w.memo.clear()
 	} else if len(w.b.sizes) > maxSizes {
 		w.b.mu.Lock()
 		clear(w.b.sizes)
 		w.b.mu.Unlock()
-		w.hasLast = false
+		w.memo.clear()
 	}
 	return nil
 }

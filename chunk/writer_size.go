@@ -8,11 +8,27 @@ import (
 	"everpage/wal/pg"
 )
 
+// sizeMemo knows the sizes of a few forks that were used last: most WAL is about few, and a map of all takes longer.
+type sizeMemo [16]sizeMemoSlot
+
+type sizeMemoSlot struct {
+	fork pg.RelFork
+	size sizeEntry
+	ok   bool
+}
+
+func (m *sizeMemo) slot(f pg.RelFork) *sizeMemoSlot {
+	return &m[(f.Rel^f.DB+uint32(f.Fork)*5)%uint32(len(m))]
+}
+
+func (m *sizeMemo) clear() { *m = sizeMemo{} }
+
 // size is a fork's size as the record being written finds it, its own changes so far included. It is looked up as of that record, not the newest,
 // so that feeding old WAL again gives the same entries again.
 func (w *Writer) size(fork pg.RelFork) (e sizeEntry, err error) {
-	if w.hasLast && w.lastOf == fork {
-		return w.last, nil
+	m := w.memo.slot(fork)
+	if m.ok && m.fork == fork {
+		return m.size, nil
 	}
 	var ok bool
 	if w.replay != nil {
@@ -32,7 +48,7 @@ func (w *Writer) size(fork pg.RelFork) (e sizeEntry, err error) {
 		}
 		w.remember(fork, e)
 	}
-	w.lastOf, w.last, w.hasLast = fork, e, true
+	*m = sizeMemoSlot{fork, e, true}
 	return e, nil
 }
 
@@ -52,7 +68,7 @@ func (w *Writer) setSize(fork pg.RelFork, e sizeEntry) error {
 	p := sizePrefix(w.b.num, fork)
 	e.put(w.hold(&p, e.op, sizeBody))
 	w.remember(fork, e)
-	w.lastOf, w.last, w.hasLast = fork, e, true
+	*w.memo.slot(fork) = sizeMemoSlot{fork, e, true}
 	return nil
 }
 
