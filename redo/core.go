@@ -30,6 +30,10 @@ func (e *UnknownRecordError) Error() string {
 	if e.Name != "" {
 		return fmt.Sprintf("record %s/%s that ends at %s: redo of this resource manager is not supported", e.Rmgr, e.Name, e.LSN)
 	}
+	if e.Rmgr >= wal.FirstCustomRmgr {
+		return fmt.Sprintf("record of custom resource manager %d with info %02X that ends at %s: only the extension that registered this ID knows its redo; "+
+			"what the record changes cannot be read any more", e.Rmgr, e.Info, e.LSN)
+	}
 	return fmt.Sprintf("record of resource manager %s with info %02X that ends at %s is of no known type", e.Rmgr, e.Info, e.LSN)
 }
 

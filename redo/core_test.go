@@ -80,6 +80,9 @@ func TestTouchUnknownRecord(t *testing.T) {
 			if len(ch.Pages) != 0 || len(ch.Damaged) != 2 || !errors.As(ch.Damaged[0].Err, &unknown) || ch.Damaged[1].Key != heapKey(6) || ch.Unproven != nil {
 				t.Errorf("%+v", ch)
 			}
+			if text := ch.Damaged[0].Err.Error(); name == "custom manager" && !strings.Contains(text, "custom resource manager 130") {
+				t.Errorf("the extension is not named: %s", text)
+			}
 			rec.Blocks = nil
 			if err := Touch(rec, &ControlState{}, &ch); err != nil {
 				t.Fatal(err)

@@ -454,6 +454,7 @@ func testOracle(t *testing.T, f *workload.Files) {
 	r.finish()
 	t.Logf("%d pages compared at the end", r.compareFinal(f.Final))
 	t.Logf("%d pages of B-trees compared at the end", r.compareIndexes(f.Final, wal.RmBtree))
+	r.secondOpinion(f.Final)
 	requireCompared(t, r.compared, wal.RmBtree)
 	r.report()
 	for i, m := range r.mismatches {
