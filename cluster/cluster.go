@@ -169,6 +169,11 @@ func (c *Cluster) enter(ctx context.Context) error {
 			return err
 		}
 		gossip = answer.Gossip
+		waitCtx, cancel := context.WithTimeout(ctx, joinWait)
+		defer cancel()
+		if _, err := c.Until(waitCtx, func(s *State) bool { return s.Node(c.id.ID) != nil }); err != nil {
+			return fmt.Errorf("the cluster has taken this node in, but its log does not arrive on %s: %w", c.raft.Address(), err)
+		}
 	} else if c.id.ClusterID == "" {
 		if err := c.makeCluster(ctx); err != nil {
 			return err

@@ -35,6 +35,9 @@ func loadIdentity(cfg *Config) (identity, error) {
 	path := filepath.Join(cfg.Dir, identityFile)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(cfg.Dir, "raft")); err == nil {
+			return identity{}, fmt.Errorf("%s is missing, but there is a log beside it: nothing says whose it is; put the file back, or take an empty directory", path)
+		}
 		if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 			return identity{}, err
 		}

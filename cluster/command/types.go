@@ -94,6 +94,7 @@ type RemoveNode struct {
 	ID string
 	// Force removes a node that still has the only full replica of a shard.
 	Force bool
+	Slot  string // that the node has on the followed primary, to be dropped
 }
 
 // SetReplicas says how many replicas each shard is to have. 0: as many as there are nodes, at most 3.
@@ -106,7 +107,8 @@ type Attach struct {
 	SystemIdentifier uint64
 	Major            pg.Major
 	WALSegmentSize   uint32
-	Importer         string // node id that takes the base backup, if one is needed
+	Importer         string   // node id that takes the base backup, if one is needed
+	Slots            []string // that the nodes have or make there: those of them that were left are in use again
 }
 
 // Detach ends following. The slots that nodes have there are to be dropped.
@@ -118,9 +120,9 @@ type TakeImport struct {
 	From     string // the importer until now
 }
 
-// SetBranch makes a branch or changes it. All but Number, Parent and Fork may change later.
+// SetBranch makes a branch or changes it. All but Number, Parent and Fork may change later. An import that was not completed vanishes with the next one.
 type SetBranch struct {
-	Number   uint32
+	Number   uint32 // 0: the next one
 	Parent   uint32
 	Fork     pg.LSN
 	Timeline pg.TimelineID
@@ -129,6 +131,8 @@ type SetBranch struct {
 	Imported bool   // the base backup is complete
 	Importer string // node id; must be the one that the state names
 	Main     bool   // main is this branch from now on
+	// NextTimeline is at least the next timeline id to give out, where a cluster is recovered.
+	NextTimeline pg.TimelineID
 }
 
 // DropBranches forgets all history: the data of every branch and what was followed. Timeline ids given out stay so.
@@ -145,6 +149,8 @@ type AddReplica struct {
 	Shard placement.Shard
 	Node  string
 	Epoch uint64 // of the shard, as the planner saw it
+	// Replaces leaves when this one is full; empty: none.
+	Replaces string
 }
 
 // ReplicaReady says that a joining replica has all.
@@ -207,7 +213,10 @@ type Lease struct {
 }
 
 // EndLeases ends leases that the leader found expired, or that were given back.
-type EndLeases struct{ Leases []uint64 }
+type EndLeases struct {
+	Leases []uint64
+	Before uint64 // spares leases that were made or renewed at or behind this index; 0: none
+}
 
 // ForgetSlot says that a slot that was left on a primary is gone.
 type ForgetSlot struct{ Slot string }

@@ -93,7 +93,9 @@ func (s *State) apply(c command.Command) (any, error) {
 	case *command.Lease:
 		return s.lease(c)
 	case *command.EndLeases:
-		s.Leases = slices.DeleteFunc(slices.Clone(s.Leases), func(l Lease) bool { return slices.Contains(c.Leases, l.Number) })
+		s.Leases = slices.DeleteFunc(slices.Clone(s.Leases), func(l Lease) bool {
+			return slices.Contains(c.Leases, l.Number) && (c.Before == 0 || l.Renewed < c.Before)
+		})
 		return nil, nil
 	case *command.Sync:
 		return nil, nil
@@ -158,7 +160,7 @@ func (s *State) giveAll(node string) {
 	s.Map = slices.Clone(s.Map)
 	for i := range s.Map {
 		epoch := s.Map[i].Epoch + 1
-		s.Map[i] = Assignment{Epoch: epoch, Replicas: []Replica{{Node: node, Role: Full, Since: epoch}}}
+		s.Map[i] = Assignment{Epoch: epoch, Replicas: []Replica{{Node: node, Role: full, Since: epoch}}}
 	}
 	s.MapEpoch++
 }
@@ -189,7 +191,7 @@ func (s *State) removeNode(c *command.RemoveNode) error {
 	}
 	if !c.Force && len(s.Branches) > 0 {
 		for shard, a := range s.Map {
-			if full := a.Full(); len(full) == 1 && full[0] == c.ID {
+			if has := a.Full(); len(has) == 1 && has[0] == c.ID {
 				return refuse("node %s has the only full replica of shard %d: drain it first (everpage node drain %s), or bring back a node that has another", name, shard, name)
 			}
 		}
@@ -199,6 +201,9 @@ func (s *State) removeNode(c *command.RemoveNode) error {
 		s.withdraw(i, c.ID)
 	}
 	s.Nodes = slices.DeleteFunc(slices.Clone(s.Nodes), func(x Node) bool { return x.ID == c.ID })
+	if c.Slot != "" && s.Follow.Conninfo != "" {
+		s.Left = append(slices.Clone(s.Left), LeftSlot{c.Slot, s.Follow.Conninfo, s.Follow.Primary})
+	}
 	if s.Follow.Importer == c.ID {
 		s.Follow.Importer = ""
 		s.Follow.Epoch++
@@ -207,7 +212,7 @@ func (s *State) removeNode(c *command.RemoveNode) error {
 		for i := range s.Map {
 			if len(s.Map[i].Replicas) == 0 {
 				epoch := s.Map[i].Epoch + 1
-				s.Map[i] = Assignment{Epoch: epoch, Replicas: []Replica{{Node: s.Nodes[0].ID, Role: Full, Since: epoch}}}
+				s.Map[i] = Assignment{Epoch: epoch, Replicas: []Replica{{Node: s.Nodes[0].ID, Role: full, Since: epoch}}}
 			}
 		}
 	}

@@ -30,6 +30,7 @@ func (s *State) attach(c *command.Attach) error {
 		s.giveAll(c.Importer)
 	}
 	s.Follow = f
+	s.Left = slices.DeleteFunc(slices.Clone(s.Left), func(l LeftSlot) bool { return slices.Contains(c.Slots, l.Slot) })
 	return nil
 }
 
@@ -65,37 +66,46 @@ func (s *State) takeImport(c *command.TakeImport) error {
 
 // setBranch answers the branch's number.
 func (s *State) setBranch(c *command.SetBranch) (any, error) {
-	if c.Number == 0 || c.Timeline == 0 {
-		return nil, refuse("a branch needs a number and a timeline")
+	if c.Timeline == 0 {
+		return nil, refuse("a branch needs a timeline")
+	}
+	number := c.Number
+	if number == 0 {
+		number = s.NextBranch
 	}
 	s.Branches = slices.Clone(s.Branches)
-	b := s.Branch(c.Number)
-	if b == nil {
-		if c.Number != s.NextBranch {
-			return nil, refuse("branch %d: the next one is %d", c.Number, s.NextBranch)
+	i := slices.IndexFunc(s.Branches, func(b Branch) bool { return b.Number == number })
+	if i < 0 {
+		if len(s.Branches) == 0 && number > s.NextBranch {
+			s.NextBranch = number // history that is recovered keeps its numbers
+		}
+		if number != s.NextBranch {
+			return nil, refuse("branch %d: the next one is %d", number, s.NextBranch)
 		}
 		if c.Parent != 0 && s.Branch(c.Parent) == nil {
 			return nil, refuse("branch %d has no parent %d", c.Number, c.Parent)
 		}
-		s.Branches = append(s.Branches, Branch{Number: c.Number, Parent: c.Parent, Fork: c.Fork})
+		s.Branches = append(slices.DeleteFunc(s.Branches, func(b Branch) bool { return b.Parent == 0 && !b.Imported }), Branch{Number: number, Parent: c.Parent, Fork: c.Fork})
 		s.NextBranch++
-		b = &s.Branches[len(s.Branches)-1]
-	} else if b.Parent != c.Parent || b.Fork != c.Fork {
-		return nil, refuse("branch %d is there already, with another parent or fork", c.Number)
+		i = len(s.Branches) - 1
+	} else if s.Branches[i].Parent != c.Parent || s.Branches[i].Fork != c.Fork {
+		return nil, refuse("branch %d is there already, with another parent or fork", number)
 	}
-	if c.Importer != "" && s.Follow.Importer != c.Importer {
+	b := &s.Branches[i]
+	if c.Importer != "" && !b.Imported && s.Follow.Importer != c.Importer {
 		return nil, refuse("the import is no longer that node's")
 	}
 	b.Timeline, b.History, b.Start, b.Imported, b.Importer = c.Timeline, c.History, c.Start, c.Imported, c.Importer
 	s.raiseTimeline(c.Timeline)
+	s.NextTimeline = max(s.NextTimeline, c.NextTimeline)
 	if c.Main {
-		s.Main = c.Number
+		s.Main = number
 	}
 	if c.Imported {
 		s.Follow.Importer, s.Follow.Hole = "", ""
 	}
 	s.Follow.Epoch++
-	return c.Number, nil
+	return number, nil
 }
 
 // dropBranches keeps timeline and branch numbers: they are never given again.
@@ -112,7 +122,7 @@ func (s *State) dropBranches() error {
 		a.Replicas = slices.Clone(a.Replicas)
 		a.Epoch++
 		for j := range a.Replicas {
-			a.Replicas[j].Role = Full
+			a.Replicas[j].Role = full
 		}
 	}
 	s.MapEpoch++
@@ -129,6 +139,9 @@ func (s *State) setManifest(c *command.SetManifest) error {
 		}
 	}
 	old, _ := s.Manifest(c.Branch, c.Shard)
+	if old.Name == c.New {
+		return nil // said twice
+	}
 	if old.Name != c.Old {
 		return refuse("the manifest of shard %d is %q, not %q", c.Shard, old.Name, c.Old)
 	}

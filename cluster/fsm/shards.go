@@ -37,13 +37,22 @@ func (s *State) addReplica(c *command.AddReplica) (any, error) {
 	if a.Replica(c.Node) != nil {
 		return nil, refuse("node %s has shard %d already", n.Name, c.Shard)
 	}
+	if c.Replaces != "" {
+		old := a.Replica(c.Replaces)
+		if old == nil {
+			return nil, refuse("the node whose replica of shard %d is to be replaced has none", c.Shard)
+		}
+		if old.Role == full {
+			old.Role = placement.Leaving // it serves until the new one does
+		}
+	}
 	a.Epoch++
-	role := Joining
+	role := joining
 	if len(s.Branches) == 0 && s.Follow.Conninfo == "" {
-		role = Full // there is nothing to have yet
+		role = full // there is nothing to have yet
 	}
 	a.Replicas = append(a.Replicas, Replica{Node: c.Node, Role: role, Since: a.Epoch})
-	if role == Full {
+	if role == full {
 		s.MapEpoch++
 	}
 	return a.Epoch, nil
@@ -58,12 +67,18 @@ func (s *State) replicaReady(c *command.ReplicaReady) error {
 	if r == nil || r.Since != c.Since {
 		return refuse("shard %d is no longer wanted on that node", c.Shard)
 	}
-	if r.Role == Full {
+	if r.Role == full {
 		return nil
 	}
-	r.Role = Full
+	r.Role = full
 	a.Epoch++
 	s.MapEpoch++
+	for _, old := range slices.Clone(a.Replicas) {
+		if old.Role == placement.Leaving { // its successor is here
+			s.withdraw(int(c.Shard), old.Node)
+			break
+		}
+	}
 	return nil
 }
 
@@ -76,7 +91,7 @@ func (s *State) dropReplica(c *command.DropReplica) error {
 	if r == nil {
 		return refuse("that node has no replica of shard %d", c.Shard)
 	}
-	if full := a.Full(); r.Role == Full && len(full) == 1 {
+	if r.Role == full && len(a.Full()) == 1 {
 		return refuse("it is the last full replica of shard %d", c.Shard)
 	}
 	s.withdraw(int(c.Shard), c.Node)
@@ -91,14 +106,14 @@ func (s *State) loseReplica(c *command.LoseReplica) error {
 		return err
 	}
 	r := a.Replica(c.Node)
-	if r == nil || r.Role == Joining {
+	if r == nil || r.Role == joining {
 		return nil
 	}
 	if len(a.Full()) == 1 {
 		return refuse("it is the last full replica of shard %d", c.Shard)
 	}
 	a.Epoch++
-	r.Role, r.Since = Joining, a.Epoch
+	r.Role, r.Since = joining, a.Epoch
 	s.MapEpoch++
 	return nil
 }
@@ -108,7 +123,7 @@ func (s *State) orderReplicas(c *command.OrderReplicas) error {
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(a.Replicas, func(r Replica) bool { return r.Node == c.First && r.Role == Full })
+	i := slices.IndexFunc(a.Replicas, func(r Replica) bool { return r.Node == c.First && r.Role == full })
 	if i < 0 {
 		return refuse("that node has no full replica of shard %d", c.Shard)
 	}

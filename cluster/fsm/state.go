@@ -60,48 +60,16 @@ type Node struct {
 	State         command.NodeState
 }
 
-// Role is what a replica is good for.
-type Role string
-
-// The roles of a replica.
-const (
-	Joining Role = "joining" // it keeps what is new, what is old is still on the way
-	Full    Role = "full"
+// What the nodes keep of shards is in the words of package placement.
+type (
+	Assignment = placement.Assignment
+	Replica    = placement.Replica
 )
 
-// Replica is a node that keeps a shard.
-type Replica struct {
-	Node  string // id
-	Role  Role
-	Since uint64 // the shard's epoch with which it was added: tells it from an earlier stay of the same node
-}
-
-// Assignment says which nodes keep a shard. The first full replica is the primary: it uploads backups.
-type Assignment struct {
-	Epoch    uint64 // grows with every change of the shard's replicas
-	Replicas []Replica
-}
-
-// Replica is the node's replica, nil if it has none.
-func (a Assignment) Replica(node string) *Replica {
-	for i := range a.Replicas {
-		if a.Replicas[i].Node == node {
-			return &a.Replicas[i]
-		}
-	}
-	return nil
-}
-
-// Full lists the nodes whose replica is full, in order of preference.
-func (a Assignment) Full() []string {
-	var out []string
-	for _, r := range a.Replicas {
-		if r.Role == Full {
-			out = append(out, r.Node)
-		}
-	}
-	return out
-}
+const (
+	joining = placement.Joining
+	full    = placement.Full
+)
 
 // Follow is the followed primary. Conninfo is empty while none is followed.
 type Follow struct {
@@ -238,7 +206,7 @@ func (s *State) ClientMap() *placement.Map {
 		number[n.ID] = i
 	}
 	for shard, a := range s.Map {
-		for _, id := range a.Full() {
+		for _, id := range a.Serving() {
 			if n, ok := number[id]; ok {
 				m.Replicas[shard] = append(m.Replicas[shard], n)
 			}

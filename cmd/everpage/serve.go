@@ -15,14 +15,17 @@ func newServe(g *globals) *cobra.Command {
 	var c node.Config
 	var logLevel string
 	var memory int64
+	var key, keyFile string
 	cmd := &cobra.Command{
 		Use:   "serve --data DIR",
 		Short: "Run a node",
 		Long: `Run a node: it follows the primary that attach names, keeps the history in --data and answers reads on --listen.
 
-One node is enough; nothing else needs to run beside it. The directory is locked while the node runs.`,
+One node is enough; nothing else needs to run beside it. More nodes join with --join, which names the page services of members; each then takes its share
+of the shards. A node that is a member comes back by itself, also at another address. The directory is locked while the node runs.`,
 		Example: `  everpage serve --data /var/lib/everpage
-  everpage serve --data /var/lib/everpage --listen 10.0.0.5:5430 --http 127.0.0.1:5480`,
+  everpage serve --data /var/lib/everpage --listen 10.0.0.5:5430 --http 127.0.0.1:5480
+  everpage serve --data /var/lib/everpage --listen 10.0.0.6:5430 --node node2 --join 10.0.0.5:5430 --gossip-key-file /etc/everpage/gossip.key`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var level slog.Level
@@ -32,6 +35,10 @@ One node is enough; nothing else needs to run beside it. The directory is locked
 			c.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 			if c.Data == "" {
 				return usageError{fmt.Errorf("--data is missing: the directory that keeps this node's history")}
+			}
+			var err error
+			if c.GossipKey, err = gossipKey(key, keyFile); err != nil {
+				return usageError{err}
 			}
 			limitMemory(memory)
 			return node.Run(cmd.Context(), c, nil)
@@ -44,6 +51,16 @@ One node is enough; nothing else needs to run beside it. The directory is locked
 	f.StringVar(&c.Node, "node", "node1", "`name` of this node, which the primary sees as application_name")
 	f.StringVar(&c.Cluster, "cluster", "main", "`name` of the cluster; part of the replication slot's name")
 	f.StringVar(&c.Zone, "zone", "", "failure `zone` of this node")
+	f.StringVar(&c.Raft, "raft", "", "`host:port` on which the nodes agree (default the host of --listen, port 5431)")
+	f.StringVar(&c.Gossip, "gossip", "", "`host:port` on which the nodes find each other, TCP and UDP (default the host of --listen, port 5481)")
+	f.StringVar(&c.Advertise, "advertise", "", "`host` at which the other nodes and clients reach this one, where it isn't that of --listen")
+	f.StringSliceVar(&c.Join, "join", nil, "`host:port` of the page service of members, one that answers is enough; acts only until this node is a member")
+	f.StringVar(&key, "gossip-key", "", "`key` that encrypts gossip and is asked of who joins: 16, 24 or 32 bytes, in hex or base64")
+	f.StringVar(&keyFile, "gossip-key-file", "", "`file` that holds the gossip key")
+	f.DurationVar(&c.DeadAfter, "dead-after", 5*time.Minute, "`time` after which the shards of a node that is gone are given to others")
+	f.DurationVar(&c.SlotGrace, "slot-grace", time.Hour, "`time` after which the replication slot of a node that is gone is dropped")
+	f.IntVar(&c.Direct, "direct", 3, "`nodes` that receive WAL from the primary itself; the others get it from them")
+	f.IntVar(&c.Replicas, "replicas", 0, "replicas of each shard; acts only when the cluster is made (default as many as there are nodes, at most 3)")
 	f.Uint32Var(&c.Shards, "shards", 64, "number of shards; acts only when the cluster is made")
 	f.Int64Var(&c.CacheBytes, "cache", 80<<20, "`bytes` of the store's block cache")
 	f.Uint64Var(&c.SpoolKeep, "spool-keep", 1<<30, "`bytes` of WAL kept behind what the store has made durable")

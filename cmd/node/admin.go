@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"syscall"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"everpage/chunk"
+	"everpage/cluster"
 	pb "everpage/pageapi/pagepb/everpage/v1"
 	"everpage/wal/stream"
 )
@@ -61,29 +60,22 @@ func adminError(err error) error {
 		return nil
 	}
 	code := codes.Internal
+	var refused *cluster.Refused
 	switch {
 	case errors.Is(err, stream.ErrConninfo):
 		code = codes.InvalidArgument
 	case errors.Is(err, stream.ErrUnreachable), errors.Is(err, stream.ErrStarting), errors.Is(err, context.DeadlineExceeded):
 		code = codes.Unavailable
-	case errors.Is(err, errState):
+	case errors.Is(err, cluster.ErrNoLeader):
+		code = codes.Unavailable
+	case errors.Is(err, errState), errors.As(err, &refused):
 		code = codes.FailedPrecondition
 	}
 	return status.Error(code, err.Error())
 }
 
-func (a *admin) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
-	n := a.n
-	st := n.store.Stats()
-	node := &pb.NodeStatus{
-		Name: n.cfg.Node, Address: n.cfg.Listen, Version: Version(), UptimeSeconds: uint64(time.Since(n.started).Seconds()),
-		StoreBytes: st.DiskBytes, SpoolBytes: uint64(dirBytes(filepath.Join(n.cfg.Data, spoolDir))), RssBytes: rss(),
-	}
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(n.cfg.Data, &fs); err == nil {
-		node.DiskFreeBytes = fs.Bavail * uint64(fs.Bsize)
-	}
-	return &pb.StatusResponse{Cluster: n.cfg.Cluster, Nodes: []*pb.NodeStatus{node}, Follow: n.follow.status()}, nil
+func (a *admin) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
+	return a.n.clusterStatus(ctx), nil
 }
 
 // dirBytes adds up the files of a directory; what vanishes meanwhile doesn't count.
@@ -116,7 +108,7 @@ func (a *admin) Info(context.Context, *pb.InfoRequest) (*pb.InfoResponse, error)
 func (n *Node) branchInfo(b uint32) (*pb.BranchInfo, error) {
 	p, _ := n.store.Progress(b)
 	info := &pb.BranchInfo{Number: b, Timeline: p.Timeline, OldestLsn: uint64(p.Consistent), NewestLsn: uint64(p.Readable)}
-	if b == mainBranch {
+	if b == n.follow.main() {
 		info.Alias = "main"
 	}
 	if p.Unproven != 0 {
@@ -149,8 +141,8 @@ func (n *Node) branchInfo(b uint32) (*pb.BranchInfo, error) {
 	return info, nil
 }
 
-func (a *admin) ReserveTimeline(context.Context, *pb.ReserveTimelineRequest) (*pb.ReserveTimelineResponse, error) {
-	tli, err := a.n.follow.reserveTimeline()
+func (a *admin) ReserveTimeline(ctx context.Context, _ *pb.ReserveTimelineRequest) (*pb.ReserveTimelineResponse, error) {
+	tli, err := a.n.follow.reserveTimeline(ctx)
 	if err != nil {
 		return nil, adminError(err)
 	}

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
+	"everpage/cluster"
+	"everpage/cluster/command"
+	"everpage/cluster/fsm"
 	pb "everpage/pageapi/pagepb/everpage/v1"
 	"everpage/wal/pg"
 	"everpage/wal/stream"
@@ -17,10 +18,6 @@ import (
 
 // attach records the primary to follow; run does the rest.
 func (f *follower) attach(ctx context.Context, conninfo string) error {
-	slot, err := stream.NodeSlot(f.n.cfg.Cluster, f.n.cfg.Node)
-	if err != nil {
-		return err
-	}
 	server, where, err := f.identify(ctx, conninfo)
 	if err != nil {
 		return err
@@ -30,50 +27,48 @@ func (f *follower) attach(ctx context.Context, conninfo string) error {
 	}
 	f.deciding.Lock()
 	defer f.deciding.Unlock()
-	f.mu.Lock()
-	kept := f.st.Conninfo == "" && f.st.SystemIdentifier == server.SystemID && !f.needsImport()
-	f.mu.Unlock()
-	if kept {
-		// A history that was kept goes on. Detaching has dropped the slot; whether the primary still has the WAL in between, the receiver sees.
-		if err := f.ensureSlot(ctx, conninfo, slot); err != nil {
-			return err
-		}
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.st.SystemIdentifier != 0 && f.st.SystemIdentifier != server.SystemID {
-		return fmt.Errorf("%w: this node holds the history of system %d, the server is %d; everpage detach removes it", stream.ErrSystem, f.st.SystemIdentifier, server.SystemID)
-	}
-	if f.st.Major != 0 && f.st.Major != server.Major {
-		return fmt.Errorf("%w: this node holds the history of PostgreSQL %d, the server is %d", stream.ErrMajor, f.st.Major, server.Major)
-	}
-	if f.st.Conninfo == conninfo {
+	st := f.view()
+	switch {
+	case st.SystemIdentifier != 0 && st.SystemIdentifier != server.SystemID:
+		return fmt.Errorf("%w: this cluster holds the history of system %d, the server is %d; everpage detach removes it", stream.ErrSystem, st.SystemIdentifier, server.SystemID)
+	case st.Major != 0 && st.Major != server.Major:
+		return fmt.Errorf("%w: this cluster holds the history of PostgreSQL %d, the server is %d", stream.ErrMajor, st.Major, server.Major)
+	case st.Conninfo == conninfo:
 		return nil // attached already: the same words may be said twice
 	}
-	next := f.st
-	next.Primary = where
-	if next.Left != nil && next.Left.Slot == slot && next.SystemIdentifier == server.SystemID {
-		next.Left = nil // it is in use again
-	}
-	next.Conninfo, next.Slot, next.SystemIdentifier, next.Major, next.WALSegmentSize = conninfo, slot, server.SystemID, server.Major, uint32(server.SegmentSize)
-	return f.change(next)
-}
-
-// change makes a new state durable and wakes run. The caller holds mu.
-func (f *follower) change(next state) error {
-	if err := next.save(f.n.cfg.Data); err != nil {
+	slots, err := f.slots()
+	if err != nil {
 		return err
 	}
-	f.st = next
-	f.n.redoer.set(next.Major)
-	f.wake()
-	return nil
+	if st.Conninfo == "" && st.SystemIdentifier == server.SystemID && st.Imported {
+		// A history that was kept goes on. Detaching has dropped the slots; whether the primary still has the WAL in between, the receivers see.
+		for _, slot := range slots {
+			if err := f.ensureSlot(ctx, conninfo, slot); err != nil {
+				return err
+			}
+		}
+	}
+	importer := f.n.cluster.Leader()
+	if importer == "" {
+		importer = f.n.cluster.ID()
+	}
+	_, err = f.n.cluster.Propose(ctx, &command.Attach{
+		Conninfo: conninfo, Primary: where, SystemIdentifier: server.SystemID, Major: server.Major, WALSegmentSize: uint32(server.SegmentSize), Importer: importer, Slots: slots,
+	})
+	return err
 }
 
-// wake makes run look at the state again. The caller holds mu.
-func (f *follower) wake() {
-	close(f.changed)
-	f.changed = make(chan struct{})
+// slots are the names of all nodes' slots.
+func (f *follower) slots() ([]string, error) {
+	var out []string
+	for _, n := range f.n.cluster.State().Nodes {
+		slot, err := stream.NodeSlot(f.n.cfg.Cluster, n.Name)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, slot)
+	}
+	return out, nil
 }
 
 func (f *follower) identify(ctx context.Context, conninfo string) (server stream.Server, where string, err error) {
@@ -113,92 +108,91 @@ func ensureSlot(ctx context.Context, conninfo, slot string) error {
 // detachTimeout bounds what detach asks of the primary.
 const detachTimeout = 10 * time.Second
 
-// detach stops following, drops our slot and, unless keep, the history.
+// detach stops following, drops the slots of all nodes and, unless keep, the history.
 func (f *follower) detach(ctx context.Context, keep bool) (*pb.DetachResponse, error) {
 	f.deciding.Lock()
 	defer f.deciding.Unlock()
-	f.mu.Lock()
-	st := f.st
-	if st.Conninfo == "" && st.Left == nil && (keep || st.SystemIdentifier == 0) {
-		f.mu.Unlock()
-		return nil, fmt.Errorf("%w: no primary is attached", errState)
-	}
-	f.st.Conninfo = ""
-	if st.Conninfo != "" {
-		f.st.Left = &leftSlot{Conninfo: st.Conninfo, Slot: st.Slot, Primary: st.Primary}
-	}
-	left := f.st.Left
-	f.wake()
-	idle := f.idle
-	f.mu.Unlock()
-	if err := f.leave(ctx, idle, st); err != nil {
+	if err := f.n.cluster.Sync(ctx); err != nil {
 		return nil, err
 	}
+	s := f.n.cluster.State()
+	if s.Follow.Conninfo == "" && len(s.Left) == 0 && (keep || len(s.Branches) == 0 && s.Follow.SystemIdentifier == 0) {
+		return nil, fmt.Errorf("%w: no primary is attached", errState)
+	}
+	if s.Follow.Conninfo != "" {
+		if err := f.leave(ctx); err != nil {
+			return nil, err
+		}
+	}
 	resp := &pb.DetachResponse{}
-	if left != nil {
-		if err := f.dropHold(ctx, left); err != nil {
+	if left := f.n.cluster.State().Left; len(left) > 0 {
+		if err := f.dropHold(ctx, left[0]); err != nil {
 			f.warn(err.Error())
 		}
-		if err := dropSlot(ctx, left); err != nil {
-			resp.Message, resp.Sql = "the slot could not be dropped: "+err.Error(), stream.DropSlotSQL(left.Slot)
-		} else if err := f.forgetSlot(); err != nil {
-			return nil, err
-		} else {
-			resp.DroppedSlots = []string{left.Slot}
+	}
+	var failed []string
+	var reasons []error
+	for _, l := range f.n.cluster.State().Left {
+		if err := dropSlot(ctx, l); err != nil {
+			failed, reasons = append(failed, l.Slot), append(reasons, err)
+			continue
 		}
+		if _, err := f.n.cluster.Propose(ctx, &command.ForgetSlot{Slot: l.Slot}); err != nil {
+			return nil, err
+		}
+		resp.DroppedSlots = append(resp.DroppedSlots, l.Slot)
+	}
+	if len(failed) > 0 {
+		resp.Message, resp.Sql = "the slot could not be dropped: "+reasons[0].Error(), stream.DropSlotSQL(failed...)
 	}
 	if keep {
 		return resp, nil
 	}
-	return resp, f.forget()
+	return resp, f.forget(ctx)
 }
 
-// leave ends following for good, once what was received is in the store durably: nobody will feed it again from the spool. On an error st is followed again.
-func (f *follower) leave(ctx context.Context, idle <-chan struct{}, st state) error {
-	err := func() error {
-		select { // until the receiver has let go of the slot
-		case <-idle:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		return f.n.store.Flush()
-	}()
+// leave ends following for good, once what this node received is in the store durably: nobody may feed it again from the spool. On an error it is followed again.
+func (f *follower) leave(ctx context.Context) error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err == nil {
-		err = f.st.save(f.n.cfg.Data)
-	}
-	if err != nil {
-		f.st.Conninfo, f.st.Left = st.Conninfo, st.Left
+	f.paused = true
+	f.wake()
+	idle := f.idle
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		f.paused = false
 		f.wake()
+		f.mu.Unlock()
+	}()
+	select { // until the receiver has let go of the slot
+	case <-idle:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return err
-}
-
-// forgetSlot notes that the slot that was left is gone.
-func (f *follower) forgetSlot() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	next := f.st
-	next.Left = nil
-	if err := next.save(f.n.cfg.Data); err != nil {
+	if err := f.n.store.Flush(); err != nil {
 		return err
 	}
-	f.st = next
-	return nil
+	slots, err := f.slots()
+	if err != nil {
+		return err
+	}
+	if _, err := f.n.cluster.Propose(ctx, &command.Detach{Slots: slots}); err != nil {
+		return err
+	}
+	return f.refresh(f.n.cluster.State())
 }
 
-func dropSlot(ctx context.Context, st *leftSlot) error {
+func dropSlot(ctx context.Context, l fsm.LeftSlot) error {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	for {
 		err := func() error {
-			c, err := stream.Connect(ctx, st.Conninfo, stream.Replication, "everpage detach")
+			c, err := stream.Connect(ctx, l.Conninfo, stream.Replication, "everpage detach")
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			return stream.DropSlot(ctx, c, st.Slot)
+			return stream.DropSlot(ctx, c, l.Slot)
 		}()
 		if !errors.Is(err, stream.ErrSlotActive) {
 			return err
@@ -211,39 +205,28 @@ func dropSlot(ctx context.Context, st *leftSlot) error {
 	}
 }
 
-// forget removes the history. Nothing is followed now.
-func (f *follower) forget() error {
+// forget removes the history, here at once and on other nodes as soon as they hear of it.
+func (f *follower) forget(ctx context.Context) error {
+	if _, err := f.n.cluster.Propose(ctx, &command.DropBranches{}); err != nil {
+		return err
+	}
+	if err := f.refresh(f.n.cluster.State()); err != nil {
+		return err
+	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.st.Conninfo != "" {
-		return fmt.Errorf("%w: a primary was attached meanwhile", errState)
+	idle := f.idle
+	f.mu.Unlock()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	if err := f.n.dropHistory(); err != nil {
-		return err
-	}
-	if err := os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir)); err != nil {
-		return err
-	}
-	fresh := state{Format: stateFormat, Cluster: f.st.Cluster, Node: f.st.Node, Shards: f.st.Shards, NextTimeline: f.st.NextTimeline, Left: f.st.Left}
-	f.imported, f.importTotal, f.warnings = 0, 0, nil
-	return f.change(fresh)
+	return f.dropStale(ctx)
 }
 
-// reserveTimeline gives out a timeline id that was never given before and is above those of the primary. It is durable before it is told.
-func (f *follower) reserveTimeline() (pg.TimelineID, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.st.Timeline == 0 {
-		return 0, fmt.Errorf("%w: there is no history yet", errState)
-	}
-	next := f.st
-	tli := max(next.NextTimeline, next.Timeline+1)
-	next.NextTimeline = tli + 1
-	if err := next.save(f.n.cfg.Data); err != nil {
-		return 0, err
-	}
-	f.st = next
-	return tli, nil
+// reserveTimeline gives out a timeline id that was never given before and is above those of the primary.
+func (f *follower) reserveTimeline(ctx context.Context) (pg.TimelineID, error) {
+	return cluster.ProposeFor[pg.TimelineID](ctx, f.n.cluster, &command.ReserveTimeline{})
 }
 
 // preflight tells what following that primary needs, and what of it is missing.

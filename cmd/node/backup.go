@@ -27,20 +27,15 @@ func (n *Node) startBackups() error {
 		Store: b.limited, Registry: b.registry, History: n.store, Root: n.follow.root, Archived: b.archivedEnd, Hurry: b.hurry,
 		Dir: filepath.Join(n.cfg.Data, packDir), Every: n.cfg.BackupEvery, Bytes: backupBytes, Log: n.cfg.Logger,
 	})
-	n.store.SetSource(b.source)
 	return nil
 }
 
-// openRegistry opens what says which manifests are the current ones, and makes the data directory where it is to be recovered.
+// openRegistry makes what says which manifests are the current ones, and the data directory where it is to be recovered.
 func (n *Node) openRegistry(ctx context.Context, root *backup.Root) error {
 	if n.backups == nil {
 		return nil
 	}
-	local, err := backup.OpenLocal(filepath.Join(n.cfg.Data, "backup.json"), n.cfg.Shards)
-	if err != nil {
-		return err
-	}
-	n.backups.registry = local
+	n.backups.registry = &agreed{n}
 	if root == nil {
 		return nil
 	}
@@ -62,14 +57,6 @@ func (n *Node) runBackups(ctx context.Context) error {
 	return g.Wait()
 }
 
-// dropHistory forgets what is here of the branch. What the store has of it becomes orphans.
-func (n *Node) dropHistory() error {
-	if err := n.store.DropBranch(mainBranch); err != nil || n.backups == nil {
-		return err
-	}
-	return n.backups.registry.Forget(mainBranch)
-}
-
 // archivedEnd is where the WAL in the store ends; 0 while that is not known.
 func (b *backups) archivedEnd() pg.LSN {
 	st, _ := b.status()
@@ -89,22 +76,23 @@ func (f *follower) root() (backup.Root, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	st := f.st
-	if st.SystemIdentifier == 0 {
+	if st.SystemIdentifier == 0 || st.Branch == 0 {
 		return backup.Root{}, false
 	}
 	return backup.Root{
-		Cluster: st.Cluster, SystemID: st.SystemIdentifier, Major: st.Major, WALSegmentSize: wal.SegmentSize(st.WALSegmentSize), History: st.History,
-		Conninfo: stream.WithoutPassword(st.Conninfo), Primary: st.Primary, NextTimeline: st.NextTimeline,
+		Cluster: f.n.cfg.Cluster, SystemID: st.SystemIdentifier, Major: st.Major, WALSegmentSize: wal.SegmentSize(st.WALSegmentSize), History: st.History,
+		Conninfo: stream.WithoutPassword(st.Conninfo), Primary: st.Primary, NextTimeline: f.n.cluster.State().NextTimeline,
 	}, true
 }
 
 // backupLag is how far the store's layers are behind what can be read here.
 func (n *Node) backupLag() (lag uint64, at pg.LSN) {
-	p, ok := n.store.Progress(mainBranch)
+	branch := n.follow.main()
+	p, ok := n.store.Progress(branch)
 	if !ok {
 		return 0, 0
 	}
-	at = n.backups.registry.Current(mainBranch, backup.Small).LSN
+	at = n.backups.registry.Current(branch, backup.Small).LSN
 	if p.Readable > at {
 		lag = uint64(p.Readable - at)
 	}

@@ -10,6 +10,7 @@ import (
 	"everpage/backup"
 	"everpage/backup/archive"
 	"everpage/backup/store"
+	"everpage/cluster/fsm"
 	"everpage/wal"
 	"everpage/wal/pg"
 	"everpage/wal/stream"
@@ -32,9 +33,7 @@ type backups struct {
 type registry interface {
 	backup.Registry
 	// Restore takes what a root says, in place of all that was known.
-	Restore(root *backup.Root) error
-	// Forget takes back all that is known of a branch.
-	Forget(branch uint32) error
+	Restore(ctx context.Context, root *backup.Root) error
 }
 
 // openBackups opens the store that the node is told of; nil if it is told of none.
@@ -64,13 +63,16 @@ func (b *backups) status() (st archive.Status, ok bool) {
 	return b.archiver.Status(), true
 }
 
-// archived is up to where the spool may be trimmed: all of it where there is no store.
-func (b *backups) archived() pg.LSN {
+// archived is up to where the spool may be trimmed: all of it where there is no store. A node that doesn't archive itself keeps what recovery would need.
+func (b *backups) archived(branch uint32) pg.LSN {
 	if b == nil {
 		return ^pg.LSN(0)
 	}
 	st, _ := b.status()
-	return st.End
+	if b.registry.Leads() {
+		return st.End
+	}
+	return max(st.End, b.registry.Current(branch, backup.Small).LSN)
 }
 
 // archive uploads the spool's WAL until ctx ends or the spool fails. That the store is away or holds another history ends nothing else: status tells it.
@@ -79,7 +81,7 @@ func (f *follower) archive(ctx context.Context, spool *wal.Spool, st state) erro
 	if b == nil {
 		return nil
 	}
-	slot, err := stream.HoldSlot(st.Cluster)
+	slot, err := stream.HoldSlot(f.n.cfg.Cluster)
 	if err != nil {
 		return err
 	}
@@ -97,13 +99,47 @@ func (f *follower) archive(ctx context.Context, spool *wal.Spool, st state) erro
 		b.archiver = nil
 		b.mu.Unlock()
 	}()
-	err = a.Run(ctx, spool)
+	err = f.whileLeading(ctx, func(ctx context.Context) error { return a.Run(ctx, spool) })
 	if errors.Is(err, archive.ErrDiverged) {
 		f.warn("nothing is backed up: " + err.Error())
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// whileLeading runs fn while this node leads the cluster, until ctx ends or fn fails: one node writes the WAL in the store.
+func (f *follower) whileLeading(ctx context.Context, fn func(context.Context) error) error {
+	tick := time.NewTicker(leadEvery)
+	defer tick.Stop()
+	for {
+		if f.n.cluster.IsLeader() {
+			leading, cancel := context.WithCancel(ctx)
+			done := make(chan error, 1)
+			go func() { done <- fn(leading) }()
+			var err error
+			for running := true; running; {
+				select {
+				case err = <-done:
+					running = false
+				case <-tick.C:
+					if !f.n.cluster.IsLeader() {
+						cancel()
+					}
+				}
+			}
+			lost := leading.Err() != nil && ctx.Err() == nil
+			cancel()
+			if !lost {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
 }
 
 // holder moves the hold slot, with which the primary keeps WAL until the store has it.
@@ -164,10 +200,10 @@ func (f *follower) holdSlots() ([]string, error) {
 }
 
 // dropHold drops the hold slot, as a detach does.
-func (f *follower) dropHold(ctx context.Context, left *leftSlot) error {
+func (f *follower) dropHold(ctx context.Context, left fsm.LeftSlot) error {
 	slots, err := f.holdSlots()
 	for _, slot := range slots {
-		err = errors.Join(err, dropSlot(ctx, &leftSlot{Conninfo: left.Conninfo, Slot: slot}))
+		err = errors.Join(err, dropSlot(ctx, fsm.LeftSlot{Conninfo: left.Conninfo, Slot: slot}))
 	}
 	if err != nil {
 		return fmt.Errorf("the slot that holds WAL for the store could not be dropped: %w", err)

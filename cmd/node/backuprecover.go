@@ -10,9 +10,9 @@ import (
 
 	"everpage/backup"
 	"everpage/backup/archive"
+	"everpage/cluster/command"
 	"everpage/wal"
 	"everpage/wal/pg"
-	"everpage/wal/stream"
 )
 
 // recoveringFile is there while a data directory is being made from the store.
@@ -31,7 +31,7 @@ func (n *Node) recoverRoot(ctx context.Context) (*backup.Root, error) {
 		return nil, errors.New("--recover needs --store: the place to recover from")
 	}
 	_, marked := os.Stat(filepath.Join(n.cfg.Data, recoveringFile))
-	if _, err := os.Stat(statePath(n.cfg.Data)); err == nil && marked != nil {
+	if _, err := os.Stat(filepath.Join(n.cfg.Data, clusterDir)); err == nil && marked != nil {
 		n.cfg.Logger.Info("the data directory is there already, nothing is recovered", "data", n.cfg.Data)
 		return nil, nil
 	}
@@ -53,9 +53,6 @@ func (n *Node) recoverFrom(ctx context.Context, root *backup.Root) error {
 	if err := os.RemoveAll(filepath.Join(n.cfg.Data, spoolDir)); err != nil {
 		return err
 	}
-	if err := n.backups.registry.Restore(root); err != nil {
-		return err
-	}
 	resume, err := backup.RestoreSmall(ctx, n.backups.store, n.store, root)
 	if err != nil {
 		return err
@@ -63,23 +60,19 @@ func (n *Node) recoverFrom(ctx context.Context, root *backup.Root) error {
 	if err := n.store.Flush(); err != nil {
 		return err
 	}
-	p, ok := resume[mainBranch]
+	main := uint32(0)
+	for branch := range resume {
+		main = max(main, branch)
+	}
+	p, ok := resume[main]
 	if !ok {
-		return fmt.Errorf("the store has no whole backup of branch %d", mainBranch)
+		return errors.New("the store has no whole backup of any branch")
 	}
 	end, err := n.recoverSpool(ctx, root, p.Resume)
 	if err != nil {
 		return err
 	}
-	st := state{
-		Format: stateFormat, Cluster: root.Cluster, Node: n.cfg.Node, Shards: root.Shards,
-		Branch: mainBranch, Major: root.Major, SystemIdentifier: root.SystemID, WALSegmentSize: uint32(root.WALSegmentSize), Timeline: root.History.Timeline,
-		History: root.History, Primary: root.Primary, NextTimeline: root.NextTimeline, Conninfo: root.Conninfo,
-	}
-	if st.Slot, err = stream.NodeSlot(root.Cluster, n.cfg.Node); err != nil {
-		return err
-	}
-	if err := st.save(n.cfg.Data); err != nil {
+	if err := n.recoverState(ctx, root, main, p.Start); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(n.cfg.Data, recoveringFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -90,6 +83,24 @@ func (n *Node) recoverFrom(ctx context.Context, root *backup.Root) error {
 	}
 	n.cfg.Logger.Info("recovered from the store", "layers_up_to", p.Resume, "wal_up_to", end, "written", root.Written)
 	return nil
+}
+
+// recoverState has the new cluster agree on what the root says.
+func (n *Node) recoverState(ctx context.Context, root *backup.Root, main uint32, start pg.LSN) error {
+	branch := &command.SetBranch{Number: main, Timeline: root.History.Timeline, Start: start, Imported: true, Main: true, NextTimeline: root.NextTimeline}
+	if len(root.History.Parents) > 0 {
+		branch.History = root.History.Format()
+	}
+	if _, err := n.cluster.Propose(ctx, branch); err != nil {
+		return err
+	}
+	if err := n.backups.registry.Restore(ctx, root); err != nil {
+		return err
+	}
+	_, err := n.cluster.Propose(ctx, &command.Attach{
+		Conninfo: root.Conninfo, Primary: root.Primary, SystemIdentifier: root.SystemID, Major: root.Major, WALSegmentSize: uint32(root.WALSegmentSize), Importer: n.cluster.ID(),
+	})
+	return err
 }
 
 // recoverSpool writes the WAL from which the store must be fed, and all behind it.

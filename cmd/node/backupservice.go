@@ -118,7 +118,7 @@ func (n *Node) collector(b *backups) *backup.Collector {
 		Store: b.store, Registry: b.registry, Branches: n.store.Branches, Shards: n.store.Shards(), ID: n.follow.archiveID, Grace: n.cfg.GCGrace,
 		WALFrom: func() pg.LSN {
 			// Recovery goes on behind the small layers' end. The segment before is kept too: readers begin at a page's or segment's start.
-			return b.registry.Current(mainBranch, backup.Small).LSN
+			return b.registry.Current(n.follow.main(), backup.Small).LSN
 		},
 	}
 }
@@ -196,13 +196,13 @@ const samplePages = 400
 // compareSample holds versions of pages as they are here against the same out of the store. Both are sources of their own: a table that decayed on one side
 // shows, as does a layer that lacks what it should have.
 func (n *Node) compareSample(ctx context.Context, report func(string)) (pages int, err error) {
-	p, ok := n.store.Progress(mainBranch)
-	at := n.backups.registry.Current(mainBranch, backup.Small).LSN
+	p, ok := n.store.Progress(n.follow.main())
+	at := n.backups.registry.Current(n.follow.main(), backup.Small).LSN
 	if !ok || at == 0 || at < p.Consistent {
 		return 0, nil
 	}
 	rels, total := []relation{}, uint64(0)
-	if err := n.store.Relations(ctx, mainBranch, at, pg.RelFork{}, func(fork pg.RelFork, blocks uint32) error {
+	if err := n.store.Relations(ctx, n.follow.main(), at, pg.RelFork{}, func(fork pg.RelFork, blocks uint32) error {
 		if blocks > 0 {
 			rels = append(rels, relation{fork, blocks})
 			total += uint64(blocks)
@@ -232,7 +232,7 @@ type relation struct {
 }
 
 func (n *Node) comparePage(ctx context.Context, key pg.PageKey, at pg.LSN, report func(string)) error {
-	here, err := n.store.Versions(ctx, mainBranch, key, at)
+	here, err := n.store.Versions(ctx, n.follow.main(), key, at)
 	if err != nil {
 		if ctx.Err() != nil {
 			return err
@@ -240,7 +240,7 @@ func (n *Node) comparePage(ctx context.Context, key pg.PageKey, at pg.LSN, repor
 		report(fmt.Sprintf("page %s at %s: here: %v", key, at, err))
 		return nil
 	}
-	there, err := n.backups.source.Versions(ctx, mainBranch, key, at)
+	there, err := n.backups.source.Versions(ctx, n.follow.main(), key, at)
 	if err != nil {
 		if ctx.Err() != nil || store.Temporary(err) && errors.Is(err, store.ErrUnavailable) {
 			return err

@@ -20,7 +20,17 @@ type Config struct {
 	Node    string // name, unique in the cluster; the application_name that the primary sees
 	Cluster string // name, part of the slot's name; fixed when the data directory is made
 	Zone    string
-	Shards  uint32 // fixed when the cluster is made
+
+	Raft      string        // host:port on which the nodes agree
+	Gossip    string        // host:port on which they find each other
+	Advertise string        // host at which the others reach this node, where it isn't the one that it listens on
+	Join      []string      // page addresses of members
+	GossipKey []byte        // encrypts gossip, and is asked of who joins
+	Direct    int           // nodes that receive WAL from the primary itself; the others get it from them. 0: 3
+	Shards    uint32        // fixed when the cluster is made
+	DeadAfter time.Duration // after which the shards of a node that is gone are given to others
+	SlotGrace time.Duration // after which the slot of a node that is gone is dropped
+	Replicas  int           // of each shard, when the cluster is made; 0: as many as there are nodes, at most 3
 
 	CacheBytes int64         // block cache of the store
 	RunBytes   int64         // versions gathered in memory before they become a table
@@ -58,6 +68,24 @@ func (c *Config) complete() error {
 		if !nameRE.MatchString(n.name) {
 			return fmt.Errorf("%s name %q: want 1 to 24 of a-z, 0-9 and _, since it is part of a replication slot's name", n.what, n.name)
 		}
+	}
+	if n := len(c.GossipKey); n != 0 && n != 16 && n != 24 && n != 32 {
+		return fmt.Errorf("the gossip key has %d bytes, want 16, 24 or 32", n)
+	}
+	if c.Direct == 0 {
+		c.Direct = defaultDirect
+	}
+	if c.DeadAfter == 0 {
+		c.DeadAfter = 5 * time.Minute
+	}
+	if c.SlotGrace == 0 {
+		c.SlotGrace = time.Hour
+	}
+	if c.Replicas < 0 {
+		return fmt.Errorf("--replicas %d: want 1 or more, or 0 for as many as there are nodes, at most 3", c.Replicas)
+	}
+	if err := c.addresses(); err != nil {
+		return err
 	}
 	if c.Shards == 0 {
 		c.Shards = placement.DefaultShards

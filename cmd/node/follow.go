@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"everpage/cluster"
 	pb "everpage/pageapi/pagepb/everpage/v1"
 	"everpage/wal"
 	"everpage/wal/pg"
@@ -38,10 +39,13 @@ type follower struct {
 	n   *Node
 	log *slog.Logger
 
+	dropping sync.Mutex // one removal of history at a time
 	deciding sync.Mutex // one attach or detach at a time; taken before mu
 
 	mu                    sync.Mutex
 	st                    state
+	using                 uint32 // the branch that is imported or followed now
+	paused                bool   // a detach is under way
 	current               string // one of the states
 	message               string
 	warnings              []string
@@ -55,10 +59,49 @@ type follower struct {
 	rate    meter
 }
 
-func newFollower(n *Node, st state) *follower {
+func newFollower(n *Node) (*follower, error) {
 	idle := make(chan struct{})
 	close(idle)
-	return &follower{n: n, log: n.cfg.Logger, st: st, current: stateDetached, changed: make(chan struct{}), idle: idle}
+	f := &follower{n: n, log: n.cfg.Logger, current: stateDetached, changed: make(chan struct{}), idle: idle}
+	return f, f.refresh(n.cluster.State())
+}
+
+// refresh takes over what the cluster agreed on.
+func (f *follower) refresh(s *cluster.State) error {
+	next, err := viewOf(&f.n.cfg, f.n.cluster.ID(), s)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	again := f.st.differs(next, f.using)
+	f.st = next
+	f.n.redoer.set(next.Major)
+	if again {
+		f.wake()
+	}
+	return nil
+}
+
+// view is what is followed now.
+func (f *follower) view() state {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.st
+}
+
+// use says which branch is imported or followed from now on.
+func (f *follower) use(branch uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.using = branch
+}
+
+// main is the branch that the alias names.
+func (f *follower) main() uint32 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.st.Branch
 }
 
 // run follows whatever is attached until ctx ends.
@@ -67,6 +110,9 @@ func (f *follower) run(ctx context.Context) error {
 		// Under the lock at once: whoever takes Conninfo away knows whether to wait for idle.
 		f.mu.Lock()
 		st, changed := f.st, f.changed
+		if f.paused {
+			st.Conninfo = ""
+		}
 		idle := make(chan struct{})
 		f.idle = idle
 		f.current, f.message = stateConnecting, ""
@@ -76,7 +122,10 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		f.mu.Unlock()
 		if st.Conninfo == "" {
-			// What was received before a detach stays readable; there is nothing to do.
+			// What was received before a detach stays readable, unless the cluster dropped it.
+			if err := f.dropStale(ctx); err != nil && ctx.Err() == nil {
+				f.warn("history that was dropped could not be removed: " + err.Error())
+			}
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
@@ -110,6 +159,7 @@ func (f *follower) followUntil(ctx context.Context, st state, changed <-chan str
 	wait := minWait
 	for {
 		began := time.Now()
+		st = f.view()
 		err := f.followOnce(ctx, st)
 		if ctx.Err() != nil {
 			return
@@ -141,19 +191,33 @@ func (f *follower) needsDecision(err error) bool {
 // followOnce imports if needed, then streams and ingests until something fails.
 func (f *follower) followOnce(ctx context.Context, st state) error {
 	var pending *pendingImport
-	if f.needsImport() {
+	if err := f.dropStale(ctx); err != nil {
+		return err
+	}
+	_, here := f.n.store.Progress(st.Branch)
+	switch {
+	case st.Imported && here:
+	case st.Imported:
+		f.use(0)
+		if err := f.copySmall(ctx, st); err != nil {
+			return err
+		}
+	case !st.Mine:
+		return f.awaitImport(ctx, st)
+	case f.needsImport(st.Branch):
 		var err error
 		if pending, err = f.runImport(ctx, &st); err != nil {
 			return err
 		}
 		defer pending.close()
 	}
+	f.use(st.Branch)
 	spool, first, err := f.openSpool(st, pending)
 	if err != nil {
 		return err
 	}
 	defer spool.Close()
-	sink := &sink{spool: spool, history: st.History, first: first, applied: f.applied}
+	sink := &sink{spool: spool, history: st.History, first: first, applied: func() pg.LSN { return f.applied(st.Branch) }}
 	receiver, err := stream.NewReceiver(stream.ReceiverOptions{
 		Conninfo: st.Conninfo, Name: st.Node, Slot: st.Slot, SystemID: st.SystemIdentifier, Major: st.Major, SegmentSize: wal.SegmentSize(st.WALSegmentSize),
 		OnState: f.receiverState,
@@ -170,9 +234,9 @@ func (f *follower) followOnce(ctx context.Context, st state) error {
 		f.mu.Unlock()
 	}()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return f.receive(ctx, receiver) })
-	g.Go(func() error { return f.ingest(ctx, spool, pending, receiver.Notify) })
-	g.Go(func() error { return f.tend(ctx, spool) })
+	g.Go(func() error { return f.receiveOrFetch(ctx, receiver, spool, st, first) })
+	g.Go(func() error { return f.ingest(ctx, spool, st, pending, receiver.Notify) })
+	g.Go(func() error { return f.tend(ctx, spool, st.Branch) })
 	g.Go(func() error { return f.archive(ctx, spool, st) })
 	return g.Wait()
 }
@@ -182,13 +246,20 @@ const refusedWait = 5 * time.Second
 
 // receive streams until ctx ends or the spool fails. A server that is refused, or has left our timeline, ends nothing else: what was received before is still
 // ingested. It is asked again, slowly: the address may be given back to the right server.
-func (f *follower) receive(ctx context.Context, receiver *stream.Receiver) error {
+func (f *follower) receive(ctx context.Context, receiver *stream.Receiver, spool *wal.Spool, st state, first pg.LSN) error {
 	for {
 		err := receiver.Run(ctx)
 		var end *stream.EndOfTimeline
 		var sink *stream.SinkError
 		if ctx.Err() != nil || errors.As(err, &sink) || !errors.As(err, &end) && !stream.Refused(err) {
 			return err
+		}
+		if (errors.Is(err, stream.ErrSlotMissing) || errors.Is(err, stream.ErrSlotLost)) && len(f.n.others()) > 0 {
+			// The leader may have dropped it while this node was gone. What the primary no longer has, the others have.
+			f.log.Warn("the slot is made anew", "slot", st.Slot, "error", err)
+			if err := errors.Join(f.fill(ctx, spool, st.Branch, first), f.ensureSlot(ctx, st.Conninfo, st.Slot)); err != nil {
+				f.log.Warn("the slot could not be made anew", "error", err)
+			}
 		}
 		f.set(stateStopped, err.Error())
 		f.log.Error("the primary can't be followed", "error", err, "retry_in", refusedWait)
@@ -210,9 +281,12 @@ func (f *follower) openSpool(st state, pending *pendingImport) (*wal.Spool, pg.L
 	if pending != nil {
 		start = pending.start
 	} else {
-		durable, _ := f.n.store.Durable(mainBranch)
+		durable, _ := f.n.store.Durable(st.Branch)
 		start = durable.Resume
 		opts.From, opts.AtLeast = durable.Resume, durable.Resume
+		if f.copied(st.Branch, durable.Resume) {
+			opts.From, opts.AtLeast = 0, 0
+		}
 	}
 	spool, err := wal.OpenSpool(opts)
 	if err != nil {
@@ -222,8 +296,8 @@ func (f *follower) openSpool(st state, pending *pendingImport) (*wal.Spool, pg.L
 }
 
 // applied is the LSN up to which pages can be read.
-func (f *follower) applied() pg.LSN {
-	p, _ := f.n.store.Progress(mainBranch)
+func (f *follower) applied(branch uint32) pg.LSN {
+	p, _ := f.n.store.Progress(branch)
 	return p.Readable
 }
 
@@ -264,13 +338,13 @@ func (f *follower) status() *pb.FollowStatus {
 		ImportBytesDone: uint64(f.imported), ImportBytesTotal: uint64(f.importTotal), Records: f.records.Load(), WalBytesPerSecond: f.rate.perSecond(),
 		Warnings: append([]string{}, f.warnings...),
 	}
-	if l := f.st.Left; l != nil {
+	for _, l := range f.n.cluster.State().Left {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("slot %s is still on %s, which keeps WAL for it: everpage detach drops it, or %s there", l.Slot, l.Primary, stream.DropSlotSQL(l.Slot)))
 	}
-	progress, ok := f.n.store.Progress(mainBranch)
+	progress, ok := f.n.store.Progress(f.st.Branch)
 	if ok {
 		s.ReadableLsn, s.ConsistentLsn = uint64(progress.Readable), uint64(progress.Consistent)
-		durable, _ := f.n.store.Durable(mainBranch)
+		durable, _ := f.n.store.Durable(f.st.Branch)
 		s.StoredLsn = uint64(durable.Resume)
 		if progress.Unproven != 0 {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("unproven from %s on: %s", progress.Unproven, progress.UnprovenReason))
@@ -356,4 +430,20 @@ func (m *meter) perSecond() float64 {
 		return m.bytes / d.Seconds()
 	}
 	return m.rate
+}
+
+// wake makes run look at the state again. The caller holds mu.
+func (f *follower) wake() {
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// spoolOf is the open spool of a branch, nil if there is none now.
+func (f *follower) spoolOf(branch uint32) *wal.Spool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.using != branch {
+		return nil
+	}
+	return f.spool
 }

@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 
 	"everpage/chunk/importer"
+	"everpage/cluster"
+	"everpage/cluster/command"
+	"everpage/cluster/fsm"
 	"everpage/wal"
 	"everpage/wal/pg"
 	"everpage/wal/stream"
@@ -33,16 +37,21 @@ func (p *pendingImport) close() {
 const backupName = "everpage base backup"
 
 // needsImport tells whether the branch has no complete import.
-func (f *follower) needsImport() bool {
-	p, ok := f.n.store.Progress(mainBranch)
+func (f *follower) needsImport(branch uint32) bool {
+	p, ok := f.n.store.Progress(branch)
 	return !ok || importer.Unfinished(p.Note)
 }
 
 // runImport takes one base backup into the store. What an interrupted one left is dropped first.
 func (f *follower) runImport(ctx context.Context, st *state) (pending *pendingImport, err error) {
 	f.set(stateImporting, "")
-	if err := f.n.dropHistory(); err != nil {
-		return nil, err
+	f.use(0)
+	for _, b := range f.n.store.Branches() { // of an import that was interrupted
+		if b == st.Branch {
+			if err := f.n.store.DropBranch(b); err != nil {
+				return nil, err
+			}
+		}
 	}
 	if err := os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir)); err != nil {
 		return nil, err
@@ -61,7 +70,7 @@ func (f *follower) runImport(ctx context.Context, st *state) (pending *pendingIm
 		}
 	}()
 	result, err := stream.Backup(ctx, conn, stream.BackupOptions{
-		Label:         "everpage " + st.Cluster + " " + st.Node,
+		Label:         "everpage " + f.n.cfg.Cluster + " " + st.Node,
 		SkipChecksums: true, // the importer checks, and goes on with the pages that are right
 		Warn:          f.warn,
 		Progress: func(done, total int64) {
@@ -75,7 +84,7 @@ func (f *follower) runImport(ctx context.Context, st *state) (pending *pendingIm
 			}
 			var err error
 			im, err = importer.New(f.n.store, importer.Options{
-				Branch: mainBranch, Major: b.Server.Major, Start: b.Start, DataChecksums: b.Server.DataChecksums,
+				Branch: st.Branch, Major: b.Server.Major, Start: b.Start, DataChecksums: b.Server.DataChecksums,
 			})
 			if err != nil {
 				return err
@@ -107,30 +116,84 @@ func (f *follower) adopt(ctx context.Context, st *state, b stream.BackupStart) e
 			return err
 		}
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.st.SystemIdentifier != 0 && f.st.SystemIdentifier != b.Server.SystemID {
-		return fmt.Errorf("%w: its system identifier is %d, %d was attached", stream.ErrSystem, b.Server.SystemID, f.st.SystemIdentifier)
+	if st.SystemIdentifier != b.Server.SystemID {
+		return fmt.Errorf("%w: its system identifier is %d, %d was attached", stream.ErrSystem, b.Server.SystemID, st.SystemIdentifier)
 	}
-	next := f.st
-	next.SystemIdentifier, next.Major, next.WALSegmentSize = b.Server.SystemID, b.Server.Major, uint32(b.Server.SegmentSize)
-	next.Timeline, next.Branch, next.Hole = b.Timeline, mainBranch, ""
-	next.History = history
-	next.NextTimeline = max(next.NextTimeline, b.Timeline+1)
-	if err := next.save(f.n.cfg.Data); err != nil {
+	if st.Major != b.Server.Major || st.WALSegmentSize != uint32(b.Server.SegmentSize) {
+		return fmt.Errorf("%w: it is PostgreSQL %d with segments of %d bytes, %d with %d was attached", stream.ErrMajor, b.Server.Major, b.Server.SegmentSize, st.Major, st.WALSegmentSize)
+	}
+	// Every import has a branch of its own, so that nobody takes the remains of one for another.
+	cmd := &command.SetBranch{Timeline: b.Timeline, Start: b.Start, Importer: f.n.cluster.ID(), Main: true}
+	if b.Timeline > 1 {
+		cmd.History = history.Format()
+	}
+	number, err := cluster.ProposeFor[uint32](ctx, f.n.cluster, cmd)
+	if err != nil {
 		return err
 	}
-	f.st, *st = next, next
-	f.n.redoer.set(next.Major)
+	st.Timeline, st.Branch, st.History, st.Start = b.Timeline, number, history, b.Start
+	f.use(number)
+	return nil
+}
+
+// announceImport tells the cluster that the base backup is complete and consistent: from now on other nodes may have copies of it.
+func (f *follower) announceImport(ctx context.Context, st state) error {
+	if err := f.n.store.Flush(); err != nil {
+		return err
+	}
+	cmd := &command.SetBranch{Number: st.Branch, Timeline: st.Timeline, Start: st.Start, Importer: f.n.cluster.ID(), Imported: true, Main: true}
+	if st.Timeline > 1 {
+		cmd.History = st.History.Format()
+	}
+	_, err := f.n.cluster.Propose(ctx, cmd)
+	return err
+}
+
+// awaitImport waits while another node takes the base backup.
+func (f *follower) awaitImport(ctx context.Context, st state) error {
+	who := "another node"
+	if n := f.n.cluster.State().Node(st.Importer); n != nil {
+		who = "node " + n.Name
+	}
+	f.set(stateWaiting, who+" takes the base backup")
+	<-ctx.Done() // the state changes when it has
+	return context.Cause(ctx)
+}
+
+// dropStale removes branches that the cluster no longer has: a number is never given again.
+func (f *follower) dropStale(ctx context.Context) error {
+	stale := func(s *cluster.State) []uint32 {
+		return slices.DeleteFunc(f.n.store.Branches(), func(b uint32) bool {
+			return slices.ContainsFunc(s.Branches, func(x fsm.Branch) bool { return x.Number == b })
+		})
+	}
+	f.dropping.Lock()
+	defer f.dropping.Unlock()
+	if len(stale(f.n.cluster.State())) == 0 {
+		return nil
+	}
+	if err := f.n.cluster.Sync(ctx); err != nil { // what this node knew last may be old
+		return err
+	}
+	s := f.n.cluster.State()
+	for _, b := range stale(s) {
+		f.log.Info("history that the cluster no longer has is removed", "branch", b)
+		if err := f.n.store.DropBranch(b); err != nil {
+			return err
+		}
+	}
+	if len(s.Branches) == 0 {
+		f.mu.Lock()
+		f.imported, f.importTotal, f.warnings = 0, 0, nil
+		f.mu.Unlock()
+		return os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir))
+	}
 	return nil
 }
 
 // finishImport waits for the checkpoint record that the backup began with: the control state starts from it.
-func (f *follower) finishImport(ctx context.Context, spool *wal.Spool, p *pendingImport) error {
+func (f *follower) finishImport(ctx context.Context, spool *wal.Spool, st state, p *pendingImport) error {
 	defer p.close()
-	f.mu.Lock()
-	st := f.st
-	f.mu.Unlock()
 	r, err := newSpoolReader(spool, st)
 	if err != nil {
 		return err

@@ -16,14 +16,14 @@ import (
 var errIngest = errors.New("WAL can't be ingested")
 
 // ingest feeds the store from the spool until ctx ends or something fails. A pending import is finished first, as soon as its checkpoint record is there.
-func (f *follower) ingest(ctx context.Context, spool *wal.Spool, pending *pendingImport, notify func()) error {
+func (f *follower) ingest(ctx context.Context, spool *wal.Spool, st state, pending *pendingImport, notify func()) error {
 	if pending != nil {
-		if err := f.finishImport(ctx, spool, pending); err != nil {
+		if err := f.finishImport(ctx, spool, st, pending); err != nil {
 			return err
 		}
 	}
 	for {
-		err := f.ingestFrom(ctx, spool, notify)
+		err := f.ingestFrom(ctx, spool, st, notify)
 		if !errors.Is(err, chunk.ErrFull) {
 			return err
 		}
@@ -37,11 +37,8 @@ func (f *follower) ingest(ctx context.Context, spool *wal.Spool, pending *pendin
 	}
 }
 
-func (f *follower) ingestFrom(ctx context.Context, spool *wal.Spool, notify func()) error {
-	f.mu.Lock()
-	st := f.st
-	f.mu.Unlock()
-	p, err := ingest.Open(f.n.store, ingest.Options{Branch: mainBranch, Major: st.Major})
+func (f *follower) ingestFrom(ctx context.Context, spool *wal.Spool, st state, notify func()) error {
+	p, err := ingest.Open(f.n.store, ingest.Options{Branch: st.Branch, Major: st.Major})
 	if err != nil {
 		return err
 	}
@@ -60,7 +57,7 @@ func (f *follower) ingestFrom(ctx context.Context, spool *wal.Spool, notify func
 			if errors.Is(err, ingest.ErrRestartImport) {
 				f.log.Warn("the import starts again", "reason", err)
 				p.Close()
-				return errors.Join(err, f.n.store.DropBranch(mainBranch))
+				return errors.Join(err, f.n.store.DropBranch(st.Branch))
 			}
 			return fmt.Errorf("%w: %w", errIngest, err)
 		}
@@ -69,6 +66,12 @@ func (f *follower) ingestFrom(ctx context.Context, spool *wal.Spool, notify func
 		f.records.Add(p.Records - records)
 		last, records = now, p.Records
 		notify()
+		if !st.Imported && p.Progress().Consistent != 0 {
+			if err := f.announceImport(ctx, st); err != nil {
+				return err
+			}
+			st.Imported = true
+		}
 		if err := spool.WaitDurable(ctx, r.Received()); err != nil {
 			return err
 		}
@@ -87,7 +90,7 @@ const tendEvery = 10 * time.Second
 
 // tend makes the store durable while nothing is written, since a run in memory leaves it by itself only when it is full, and removes WAL that the store has
 // made durable from the spool, but for the last Config.SpoolKeep bytes.
-func (f *follower) tend(ctx context.Context, spool *wal.Spool) error {
+func (f *follower) tend(ctx context.Context, spool *wal.Spool, branch uint32) error {
 	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()
 	var seen pg.LSN
@@ -97,20 +100,20 @@ func (f *follower) tend(ctx context.Context, spool *wal.Spool) error {
 			return context.Cause(ctx)
 		case <-tick.C:
 		}
-		progress, ok := f.n.store.Progress(mainBranch)
+		progress, ok := f.n.store.Progress(branch)
 		if !ok || progress.Consistent == 0 {
 			continue
 		}
-		durable, _ := f.n.store.Durable(mainBranch)
+		durable, _ := f.n.store.Durable(branch)
 		if progress.Resume == seen && durable.Resume < seen {
 			if err := f.n.store.Flush(); err != nil {
 				f.warn("the store can't write: " + err.Error())
 				continue
 			}
-			durable, _ = f.n.store.Durable(mainBranch)
+			durable, _ = f.n.store.Durable(branch)
 		}
 		seen = progress.Resume
-		done := min(durable.Resume, f.n.backups.archived())
+		done := min(durable.Resume, f.n.backups.archived(branch))
 		if uint64(done) <= f.n.cfg.SpoolKeep {
 			continue
 		}

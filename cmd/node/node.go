@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc"
 
 	"everpage/chunk"
-	"everpage/cluster/placement"
+	"everpage/cluster"
 	"everpage/pageapi"
 	pb "everpage/pageapi/pagepb/everpage/v1"
 	"everpage/wal/pg"
@@ -36,6 +36,8 @@ type Node struct {
 	pages   *pages
 	follow  *follower
 	backups *backups // nil without a store
+	peers   *peers
+	cluster *cluster.Cluster
 }
 
 // Run runs a node until ctx ends or it can't go on. ready, where set, is called with the address of its page service once that answers.
@@ -46,7 +48,15 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	if err := makeData(cfg.Data); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	n := &Node{cfg: cfg, started: time.Now(), redoer: &redoer{}}
+	lock, err := lockData(cfg.Data)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	if err := refuseOld(cfg.Data); err != nil {
+		return err
+	}
+	n := &Node{cfg: cfg, started: time.Now(), redoer: &redoer{}, peers: newPeers()}
 	if n.backups, err = openBackups(ctx, &cfg); err != nil {
 		return err
 	}
@@ -54,45 +64,42 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	if err != nil {
 		return err
 	}
-	cfg = n.cfg
-	// The store's lock guards the whole data directory, so it is taken before anything else is read.
+	defer func() { err = errors.Join(err, n.peers.close()) }()
+	listener, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("page service: %w", err)
+	}
+	n.cfg.Listen = listener.Addr().String()
+	if n.cluster, err = n.join(ctx); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	defer func() { err = errors.Join(err, n.cluster.Close()) }()
+	cfg = n.cfg // the cluster knows better how many shards there are
 	n.store, err = chunk.Open(chunk.Options{
 		Dir: filepath.Join(cfg.Data, storeDir), Redoer: n.redoer, Logger: cfg.Logger, CacheBytes: cfg.CacheBytes, RunBytes: cfg.RunBytes,
-		SegmentBlocks: cfg.SegmentBlocks, Checksum: pg.Checksum,
+		SegmentBlocks: cfg.SegmentBlocks, Shards: cfg.Shards, Checksum: pg.Checksum,
 		Fatal: func(msg string) {
 			cfg.Logger.Error("the store can't go on; what was acknowledged is in the spool and is read again at the next start", "reason", msg)
 			os.Exit(1)
 		},
 	})
 	if err != nil {
-		return err
+		return errors.Join(err, listener.Close())
 	}
 	defer func() { err = errors.Join(err, n.store.Close()) }()
 	if err := n.openRegistry(ctx, root); err != nil {
-		return err
+		return errors.Join(err, listener.Close())
 	}
-	st, err := loadState(&n.cfg)
+	n.follow, err = newFollower(n)
 	if err != nil {
-		return err
+		return errors.Join(err, listener.Close())
 	}
-	if p, ok := n.store.Progress(mainBranch); ok && p.Start != 0 && st.SystemIdentifier == 0 {
-		return fmt.Errorf("%s does not say what the history in %s is of: it was replaced or lost; put it back, or take an empty --data and attach anew", statePath(cfg.Data), cfg.Data)
-	}
-	n.redoer.set(st.Major)
-	n.follow = newFollower(n, st)
+	n.pages = &pages{store: n.store, behind: n.follow.behind, history: n.follow.history, main: n.follow.main}
 	if err := n.startBackups(); err != nil {
-		return err
+		return errors.Join(err, listener.Close())
 	}
-
-	listener, err := net.Listen("tcp", cfg.Listen)
-	if err != nil {
-		return fmt.Errorf("page service: %w", err)
-	}
-	n.cfg.Listen = listener.Addr().String()
-	n.pages = &pages{
-		store: n.store, behind: n.follow.behind, history: n.follow.history,
-		maps: placement.Single(placement.Node{Name: cfg.Node, Address: n.cfg.Listen, Zone: cfg.Zone}, n.cfg.Shards, cfg.SegmentBlocks),
-	}
+	n.store.SetSource(source{n})
+	n.pages.maps.Store(n.cluster.State().ClientMap())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.serveGRPC(ctx, listener) })
 	if cfg.HTTP != "" {
@@ -105,6 +112,9 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	}
 	g.Go(func() error { return n.follow.run(ctx) })
 	g.Go(func() error { return n.runBackups(ctx) })
+	g.Go(func() error { return n.watchCluster(ctx) })
+	g.Go(func() error { return n.keepShards(ctx) })
+	g.Go(func() error { return n.lead(ctx) })
 	if ready != nil {
 		ready(n.cfg.Listen)
 	}
@@ -135,6 +145,14 @@ func makeData(dir string) error {
 	return syncDir(parent)
 }
 
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
 // stopWait is how long requests under way may take when the node stops.
 const stopWait = 2 * time.Second
 
@@ -143,6 +161,7 @@ func (n *Node) serveGRPC(ctx context.Context, l net.Listener) error {
 	pb.RegisterPageServiceServer(s, pageapi.NewServer(n.pages))
 	pb.RegisterAdminServiceServer(s, &admin{n: n})
 	pb.RegisterBackupServiceServer(s, &backupService{n: n})
+	pb.RegisterNodeServiceServer(s, &nodeService{n: n})
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	select {

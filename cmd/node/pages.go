@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync/atomic"
 	"time"
 
 	"everpage/chunk"
@@ -18,25 +19,23 @@ import (
 	"everpage/wal/pg"
 )
 
-// mainBranch is the number of the branch that the alias main (0 on the wire) names.
-const mainBranch = 1
-
 // maxDamage bounds the damaged pages that a cluster state lists.
 const maxDamage = 200
 
 // pages answers the page service from the store.
 type pages struct {
 	store *chunk.Store
-	maps  *placement.Map
+	main  func() uint32 // the number of the branch that the alias main (0 on the wire) names; 0: there is none yet
+	maps  atomic.Pointer[placement.Map]
 	// behind explains why an LSN is not readable yet: which link is behind.
 	behind func(branch uint32, lsn pg.LSN) string
 	// history is the descent of the followed timeline.
 	history func() wal.History
 }
 
-func branchOf(n uint32) uint32 {
+func (p *pages) branch(n uint32) uint32 {
 	if n == 0 {
-		return mainBranch
+		return p.main()
 	}
 	return n
 }
@@ -52,6 +51,8 @@ func coded(err error) error {
 	switch {
 	case errors.As(err, &corrupt), errors.As(err, &damaged):
 		code = pageapi.Corrupt
+	case errors.Is(err, chunk.ErrNotHere):
+		code = pageapi.WrongOwner
 	case errors.Is(err, chunk.ErrNotFound), errors.Is(err, chunk.ErrNoBranch):
 		code = pageapi.NotFound
 	case errors.Is(err, chunk.ErrBelowHorizon), errors.Is(err, chunk.ErrNotConsistent):
@@ -63,12 +64,15 @@ func coded(err error) error {
 }
 
 func noData(branch uint32) error {
+	if branch == 0 {
+		return pageapi.Errorf(pageapi.NotFound, "the cluster has no data: everpage attach CONNINFO follows a primary")
+	}
 	return pageapi.Errorf(pageapi.NotFound, "branch %d has no data: everpage attach CONNINFO follows a primary", branch)
 }
 
 // Position waits until the LSN is readable.
 func (p *pages) Position(ctx context.Context, at pageapi.Position, wait time.Duration) (pageapi.Position, error) {
-	at.Branch = branchOf(at.Branch)
+	at.Branch = p.branch(at.Branch)
 	progress, ok := p.store.Progress(at.Branch)
 	switch {
 	case !ok:
@@ -180,7 +184,7 @@ func (p *pages) History(ctx context.Context, at pageapi.Position, key pg.PageKey
 
 // Readable is the newest LSN that can be read of a branch.
 func (p *pages) Readable(branch uint32) pg.LSN {
-	progress, _ := p.store.Progress(branchOf(branch))
+	progress, _ := p.store.Progress(p.branch(branch))
 	if progress.Consistent == 0 {
 		return 0
 	}
@@ -271,11 +275,11 @@ var objectReaders = map[redo.MetaKind]func(c *datadir.Cluster, id [2]uint32, val
 	},
 }
 
-func (p *pages) Map() *placement.Map { return p.maps }
+func (p *pages) Map() *placement.Map { return p.maps.Load() }
 
 // Resolve turns a target into an LSN.
 func (p *pages) Resolve(_ context.Context, t pageapi.Target) (*pageapi.Resolution, error) {
-	branch := branchOf(t.Branch)
+	branch := p.branch(t.Branch)
 	progress, ok := p.store.Progress(branch)
 	if !ok {
 		return nil, noData(branch)

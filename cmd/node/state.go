@@ -1,104 +1,84 @@
 package node
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"everpage/cluster"
 	"everpage/wal"
 	"everpage/wal/pg"
+	"everpage/wal/stream"
 )
 
-// stateFormat is raised when an older release can't read a data directory any more.
-const stateFormat = 1
-
-// state is what a node remembers beside its store and spool: who it is and which primary it follows. It is the file node.json.
+// state is what the cluster agreed on that following needs, as seen from this node.
 type state struct {
-	Format  int    `json:"format"`
-	Cluster string `json:"cluster"`
-	Node    string `json:"node"`
-	Shards  uint32 `json:"shards"`
+	Node string
 
 	// What is followed. Conninfo is empty while nothing is.
-	Conninfo         string        `json:"conninfo,omitempty"`
-	Slot             string        `json:"slot,omitempty"`
-	Branch           uint32        `json:"branch,omitempty"`
-	Major            pg.Major      `json:"major,omitempty"`
-	SystemIdentifier uint64        `json:"system_identifier,omitempty"`
-	WALSegmentSize   uint32        `json:"wal_segment_size,omitempty"`
-	Timeline         pg.TimelineID `json:"timeline,omitempty"`
-	History          wal.History   `json:"history"`                 // of Timeline
-	Primary          string        `json:"primary,omitempty"`       // where and as whom, for people
-	NextTimeline     pg.TimelineID `json:"next_timeline,omitempty"` // for the next restore
-	// Left is a slot that a detach has still to drop: until then the primary keeps WAL for it.
-	Left *leftSlot `json:"left,omitempty"`
-	Hole string    `json:"hole,omitempty"`
+	Conninfo         string
+	Slot             string // this node's
+	Primary          string // where and as whom, for people
+	Major            pg.Major
+	SystemIdentifier uint64
+	WALSegmentSize   uint32
+	Hole             string
+
+	// The branch that main names.
+	Branch   uint32
+	Timeline pg.TimelineID
+	History  wal.History // of Timeline
+	Imported bool        // its base backup is complete
+	Importer string      // id of the node that takes the base backup which is not there yet
+	Mine     bool        // that is this node
+	Start    pg.LSN      // of the base backup
 }
 
-// leftSlot is where a slot is and how to get there.
-type leftSlot struct {
-	Conninfo string `json:"conninfo"`
-	Slot     string `json:"slot"`
-	Primary  string `json:"primary"`
+// viewOf picks out of the cluster's state what following needs.
+func viewOf(cfg *Config, id string, s *cluster.State) (state, error) {
+	f := s.Follow
+	st := state{
+		Node: cfg.Node, Conninfo: f.Conninfo, Primary: f.Primary, Major: f.Major, SystemIdentifier: f.SystemIdentifier, WALSegmentSize: f.WALSegmentSize, Hole: f.Hole,
+		Importer: f.Importer, Mine: f.Importer == id,
+	}
+	var err error
+	if st.Slot, err = stream.NodeSlot(cfg.Cluster, cfg.Node); err != nil {
+		return st, err
+	}
+	b := s.Branch(0)
+	if b == nil {
+		return st, nil
+	}
+	st.Branch, st.Timeline, st.Imported, st.Start = b.Number, b.Timeline, b.Imported, b.Start
+	st.History = wal.History{Timeline: b.Timeline}
+	if len(b.History) > 0 {
+		if st.History, err = wal.ParseHistory(b.Timeline, b.History); err != nil {
+			return st, fmt.Errorf("branch %d: %w", b.Number, err)
+		}
+	}
+	return st, nil
 }
 
-func statePath(dir string) string { return filepath.Join(dir, "node.json") }
-
-// loadState reads node.json; a new data directory gets one.
-func loadState(cfg *Config) (state, error) {
-	path := statePath(cfg.Data)
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		s := state{Format: stateFormat, Cluster: cfg.Cluster, Node: cfg.Node, Shards: cfg.Shards}
-		return s, s.save(cfg.Data)
-	}
-	if err != nil {
-		return state{}, err
-	}
-	var s state
-	if err := json.Unmarshal(b, &s); err != nil {
-		return state{}, fmt.Errorf("%s is damaged: %w", path, err)
-	}
-	if s.Format > stateFormat {
-		return state{}, fmt.Errorf("%s has format %d, this release knows up to %d: use the newer release", cfg.Data, s.Format, stateFormat)
-	}
-	if s.Cluster != cfg.Cluster || s.Node != cfg.Node {
-		return state{}, fmt.Errorf("%s belongs to node %s of cluster %s, not to node %s of cluster %s: name them as they were, or use another directory",
-			cfg.Data, s.Node, s.Cluster, cfg.Node, cfg.Cluster)
-	}
-	cfg.Shards = s.Shards
-	return s, nil
+// differs tells whether what is followed must be followed anew. using is the branch that it is followed into.
+func (s state) differs(next state, using uint32) bool {
+	return s.Conninfo != next.Conninfo || s.Slot != next.Slot || s.SystemIdentifier != next.SystemIdentifier || s.Major != next.Major ||
+		next.Imported && next.Branch != using || !next.Imported && s.Mine != next.Mine
 }
 
-// save replaces node.json, durably and as a whole. It may hold a password, so nobody else may read it.
-func (s state) save(dir string) error {
-	b, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
-		return err
-	}
-	path := statePath(dir)
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
+// clusterDir is below Config.Data: who the node is, the cluster's log and its state.
+const clusterDir = "cluster"
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
+// refuseOld refuses a data directory of a release that knew no clusters.
+func refuseOld(dir string) error {
+	old, path := filepath.Join(dir, "node.json"), filepath.Join(dir, clusterDir)
+	if _, err := os.Stat(old); err == nil {
+		return fmt.Errorf("%s was made by a release that kept its state in node.json and its versions in another way: take an empty --data and attach anew", dir)
 	}
-	return errors.Join(d.Sync(), d.Close())
+	_, storeErr := os.Stat(filepath.Join(dir, storeDir, "FORMAT"))
+	if _, err := os.Stat(path); storeErr == nil && errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is missing, so nothing says what the history in %s is of: put it back, or take an empty --data and attach anew", path, dir)
+	}
+	return nil
 }

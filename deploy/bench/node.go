@@ -38,7 +38,7 @@ func (b *bench) serve(ctx context.Context, dir string) (*served, error) {
 	if n.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
 		return nil, err
 	}
-	n.cmd = exec.Command(b.everpage, "serve", "--data", filepath.Join(dir, "data"), "--listen", n.address, "--http", "")
+	n.cmd = exec.Command(b.everpage, "serve", "--data", filepath.Join(dir, "data"), "--listen", n.address, "--http", "", "--raft", "127.0.0.1:0", "--gossip", "127.0.0.1:0")
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	if err := n.cmd.Start(); err != nil {
 		return nil, err

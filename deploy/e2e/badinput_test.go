@@ -63,7 +63,7 @@ func TestReadsThatCannotBeAnswered(t *testing.T) {
 
 	// Its own state damaged, lost, or someone else's.
 	n.Kill9()
-	path := filepath.Join(n.Data(), "node.json")
+	path := filepath.Join(n.Data(), "cluster", "identity.json")
 	right, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -73,11 +73,11 @@ func TestReadsThatCannotBeAnswered(t *testing.T) {
 		content []byte
 		text    string
 	}{
-		{"cut", right[:len(right)/2], "node.json is damaged"},
-		{"empty", nil, "node.json is damaged"},
+		{"cut", right[:len(right)/2], "identity.json is damaged"},
+		{"empty", nil, "identity.json is damaged"},
 		{"of a later release", bytes.Replace(right, []byte(`"format": 1`), []byte(`"format": 99`), 1), "use the newer release"},
-		{"of another node", bytes.Replace(right, []byte(`"node": "node1"`), []byte(`"node": "other"`), 1), "belongs to node other"},
-		{"lost", []byte("lost"), "does not say what the history"},
+		{"of another node", bytes.Replace(right, []byte(`"name": "node1"`), []byte(`"name": "other"`), 1), "belongs to node other"},
+		{"lost", []byte("lost"), "nothing says whose it is"},
 	} {
 		if err := os.WriteFile(path, c.content, 0o600); err != nil {
 			t.Fatal(err)
@@ -88,7 +88,7 @@ func TestReadsThatCannotBeAnswered(t *testing.T) {
 			}
 		}
 		if err := n.StartAgain(t.Context()); err == nil || !strings.Contains(err.Error(), c.text) {
-			t.Errorf("node.json %s: %v", c.what, err)
+			t.Errorf("identity.json %s: %v", c.what, err)
 			n.Kill9()
 		}
 	}
@@ -144,9 +144,11 @@ func TestServersThatCannotBeAttached(t *testing.T) {
 	if r.Code != 0 || !strings.Contains(r.Stderr, "max_slot_wal_keep_size") {
 		t.Errorf("attach with max_slot_wal_keep_size: %+v", r)
 	}
-	info, err := os.Stat(filepath.Join(n.Data(), "node.json"))
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("node.json, which holds a password: %v, error %v", info.Mode(), err)
+	for name, want := range map[string]os.FileMode{"": 0o700, "state": 0o600, "raft": 0o700} {
+		info, err := os.Stat(filepath.Join(n.Data(), "cluster", name))
+		if err != nil || info.Mode().Perm() != want {
+			t.Errorf("cluster/%s, which holds a password: %v, error %v", name, info.Mode(), err)
+		}
 	}
 }
 

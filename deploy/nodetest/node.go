@@ -90,7 +90,7 @@ func (n *Node) StartAgain(ctx context.Context) error {
 		listen = "127.0.0.1:0"
 	}
 	args := append([]string{}, n.cfg.Command...)
-	args = append(args, n.cfg.Binary, "serve", "--data", n.cfg.Data, "--listen", listen, "--http", "")
+	args = append(args, n.cfg.Binary, "serve", "--data", n.cfg.Data, "--listen", listen, "--http", "", "--raft", "127.0.0.1:0", "--gossip", "127.0.0.1:0")
 	args = append(args, n.cfg.Args...)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), n.cfg.Env...)

@@ -334,12 +334,17 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type StatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Nodes         []*NodeStatus          `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Follow        *FollowStatus          `protobuf:"bytes,3,opt,name=follow,proto3" json:"follow,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Cluster         string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Nodes           []*NodeStatus          `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Follow          *FollowStatus          `protobuf:"bytes,3,opt,name=follow,proto3" json:"follow,omitempty"` // of the node that was asked
+	Leader          string                 `protobuf:"bytes,4,opt,name=leader,proto3" json:"leader,omitempty"` // name; empty: none is known
+	Shards          uint32                 `protobuf:"varint,5,opt,name=shards,proto3" json:"shards,omitempty"`
+	Replicas        uint32                 `protobuf:"varint,6,opt,name=replicas,proto3" json:"replicas,omitempty"`                                      // wanted of each shard now
+	MissingReplicas uint32                 `protobuf:"varint,7,opt,name=missing_replicas,json=missingReplicas,proto3" json:"missing_replicas,omitempty"` // how many less there are, over all shards
+	JoiningReplicas uint32                 `protobuf:"varint,8,opt,name=joining_replicas,json=joiningReplicas,proto3" json:"joining_replicas,omitempty"` // of these, how many are on their way
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -393,6 +398,41 @@ func (x *StatusResponse) GetFollow() *FollowStatus {
 	return nil
 }
 
+func (x *StatusResponse) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetShards() uint32 {
+	if x != nil {
+		return x.Shards
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetMissingReplicas() uint32 {
+	if x != nil {
+		return x.MissingReplicas
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetJoiningReplicas() uint32 {
+	if x != nil {
+		return x.JoiningReplicas
+	}
+	return 0
+}
+
 type NodeStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -403,6 +443,19 @@ type NodeStatus struct {
 	SpoolBytes    uint64                 `protobuf:"varint,6,opt,name=spool_bytes,json=spoolBytes,proto3" json:"spool_bytes,omitempty"`
 	DiskFreeBytes uint64                 `protobuf:"varint,7,opt,name=disk_free_bytes,json=diskFreeBytes,proto3" json:"disk_free_bytes,omitempty"`
 	RssBytes      uint64                 `protobuf:"varint,8,opt,name=rss_bytes,json=rssBytes,proto3" json:"rss_bytes,omitempty"`
+	Id            string                 `protobuf:"bytes,9,opt,name=id,proto3" json:"id,omitempty"`
+	Zone          string                 `protobuf:"bytes,10,opt,name=zone,proto3" json:"zone,omitempty"`
+	State         string                 `protobuf:"bytes,11,opt,name=state,proto3" json:"state,omitempty"`  // active, draining
+	Alive         bool                   `protobuf:"varint,12,opt,name=alive,proto3" json:"alive,omitempty"` // as far as the node that was asked can see
+	Leader        bool                   `protobuf:"varint,13,opt,name=leader,proto3" json:"leader,omitempty"`
+	Voter         bool                   `protobuf:"varint,14,opt,name=voter,proto3" json:"voter,omitempty"`
+	FullShards    uint32                 `protobuf:"varint,15,opt,name=full_shards,json=fullShards,proto3" json:"full_shards,omitempty"`          // of which it has all
+	JoiningShards uint32                 `protobuf:"varint,16,opt,name=joining_shards,json=joiningShards,proto3" json:"joining_shards,omitempty"` // that are on their way to it
+	FollowState   string                 `protobuf:"bytes,17,opt,name=follow_state,json=followState,proto3" json:"follow_state,omitempty"`
+	FollowMessage string                 `protobuf:"bytes,18,opt,name=follow_message,json=followMessage,proto3" json:"follow_message,omitempty"`
+	DurableLsn    uint64                 `protobuf:"varint,19,opt,name=durable_lsn,json=durableLsn,proto3" json:"durable_lsn,omitempty"` // of WAL in its spool, on main
+	ReadableLsn   uint64                 `protobuf:"varint,20,opt,name=readable_lsn,json=readableLsn,proto3" json:"readable_lsn,omitempty"`
+	Warnings      []string               `protobuf:"bytes,21,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -491,6 +544,97 @@ func (x *NodeStatus) GetRssBytes() uint64 {
 		return x.RssBytes
 	}
 	return 0
+}
+
+func (x *NodeStatus) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetAlive() bool {
+	if x != nil {
+		return x.Alive
+	}
+	return false
+}
+
+func (x *NodeStatus) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *NodeStatus) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+func (x *NodeStatus) GetFullShards() uint32 {
+	if x != nil {
+		return x.FullShards
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetJoiningShards() uint32 {
+	if x != nil {
+		return x.JoiningShards
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetFollowState() string {
+	if x != nil {
+		return x.FollowState
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetFollowMessage() string {
+	if x != nil {
+		return x.FollowMessage
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetDurableLsn() uint64 {
+	if x != nil {
+		return x.DurableLsn
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetReadableLsn() uint64 {
+	if x != nil {
+		return x.ReadableLsn
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 type FollowStatus struct {
@@ -1069,6 +1213,494 @@ func (x *ReserveTimelineResponse) GetTimeline() uint32 {
 	return 0
 }
 
+type SetNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Action        string                 `protobuf:"bytes,2,opt,name=action,proto3" json:"action,omitempty"` // drain, undrain, remove
+	Force         bool                   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`  // remove a node that has the only replica of a shard
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNodeRequest) Reset() {
+	*x = SetNodeRequest{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNodeRequest) ProtoMessage() {}
+
+func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNodeRequest.ProtoReflect.Descriptor instead.
+func (*SetNodeRequest) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SetNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetNodeRequest) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *SetNodeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type SetNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNodeResponse) Reset() {
+	*x = SetNodeResponse{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNodeResponse) ProtoMessage() {}
+
+func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNodeResponse.ProtoReflect.Descriptor instead.
+func (*SetNodeResponse) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+type ListShardsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListShardsRequest) Reset() {
+	*x = ListShardsRequest{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListShardsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListShardsRequest) ProtoMessage() {}
+
+func (x *ListShardsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListShardsRequest.ProtoReflect.Descriptor instead.
+func (*ListShardsRequest) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+type ListShardsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the map
+	Shards        []*ShardInfo           `protobuf:"bytes,2,rep,name=shards,proto3" json:"shards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListShardsResponse) Reset() {
+	*x = ListShardsResponse{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListShardsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListShardsResponse) ProtoMessage() {}
+
+func (x *ListShardsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListShardsResponse.ProtoReflect.Descriptor instead.
+func (*ListShardsResponse) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ListShardsResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ListShardsResponse) GetShards() []*ShardInfo {
+	if x != nil {
+		return x.Shards
+	}
+	return nil
+}
+
+type ShardInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         uint32                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Replicas      []*ShardReplica        `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"` // in order of preference
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardInfo) Reset() {
+	*x = ShardInfo{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardInfo) ProtoMessage() {}
+
+func (x *ShardInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardInfo.ProtoReflect.Descriptor instead.
+func (*ShardInfo) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ShardInfo) GetShard() uint32 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *ShardInfo) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ShardInfo) GetReplicas() []*ShardReplica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+type ShardReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // name
+	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"` // joining, full, leaving
+	Alive         bool                   `protobuf:"varint,3,opt,name=alive,proto3" json:"alive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShardReplica) Reset() {
+	*x = ShardReplica{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShardReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShardReplica) ProtoMessage() {}
+
+func (x *ShardReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShardReplica.ProtoReflect.Descriptor instead.
+func (*ShardReplica) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ShardReplica) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *ShardReplica) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *ShardReplica) GetAlive() bool {
+	if x != nil {
+		return x.Alive
+	}
+	return false
+}
+
+type MoveShardRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         uint32                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`     // node name
+	From          string                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"` // whose replica goes when the new one is full; empty: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveShardRequest) Reset() {
+	*x = MoveShardRequest{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveShardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveShardRequest) ProtoMessage() {}
+
+func (x *MoveShardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveShardRequest.ProtoReflect.Descriptor instead.
+func (*MoveShardRequest) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *MoveShardRequest) GetShard() uint32 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *MoveShardRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *MoveShardRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+type MoveShardResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveShardResponse) Reset() {
+	*x = MoveShardResponse{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveShardResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveShardResponse) ProtoMessage() {}
+
+func (x *MoveShardResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveShardResponse.ProtoReflect.Descriptor instead.
+func (*MoveShardResponse) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+type SetClusterRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // replicas
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetClusterRequest) Reset() {
+	*x = SetClusterRequest{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetClusterRequest) ProtoMessage() {}
+
+func (x *SetClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetClusterRequest.ProtoReflect.Descriptor instead.
+func (*SetClusterRequest) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SetClusterRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *SetClusterRequest) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+type SetClusterResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetClusterResponse) Reset() {
+	*x = SetClusterResponse{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetClusterResponse) ProtoMessage() {}
+
+func (x *SetClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetClusterResponse.ProtoReflect.Descriptor instead.
+func (*SetClusterResponse) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
 var File_everpage_v1_admin_proto protoreflect.FileDescriptor
 
 const file_everpage_v1_admin_proto_rawDesc = "" +
@@ -1091,11 +1723,16 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\rdropped_slots\x18\x01 \x03(\tR\fdroppedSlots\x12\x10\n" +
 	"\x03sql\x18\x02 \x01(\tR\x03sql\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\"\x0f\n" +
-	"\rStatusRequest\"\x8c\x01\n" +
+	"\rStatusRequest\"\xae\x02\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12-\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x17.everpage.v1.NodeStatusR\x05nodes\x121\n" +
-	"\x06follow\x18\x03 \x01(\v2\x19.everpage.v1.FollowStatusR\x06follow\"\x82\x02\n" +
+	"\x06follow\x18\x03 \x01(\v2\x19.everpage.v1.FollowStatusR\x06follow\x12\x16\n" +
+	"\x06leader\x18\x04 \x01(\tR\x06leader\x12\x16\n" +
+	"\x06shards\x18\x05 \x01(\rR\x06shards\x12\x1a\n" +
+	"\breplicas\x18\x06 \x01(\rR\breplicas\x12)\n" +
+	"\x10missing_replicas\x18\a \x01(\rR\x0fmissingReplicas\x12)\n" +
+	"\x10joining_replicas\x18\b \x01(\rR\x0fjoiningReplicas\"\xf2\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -1107,7 +1744,23 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\vspool_bytes\x18\x06 \x01(\x04R\n" +
 	"spoolBytes\x12&\n" +
 	"\x0fdisk_free_bytes\x18\a \x01(\x04R\rdiskFreeBytes\x12\x1b\n" +
-	"\trss_bytes\x18\b \x01(\x04R\brssBytes\"\xda\x04\n" +
+	"\trss_bytes\x18\b \x01(\x04R\brssBytes\x12\x0e\n" +
+	"\x02id\x18\t \x01(\tR\x02id\x12\x12\n" +
+	"\x04zone\x18\n" +
+	" \x01(\tR\x04zone\x12\x14\n" +
+	"\x05state\x18\v \x01(\tR\x05state\x12\x14\n" +
+	"\x05alive\x18\f \x01(\bR\x05alive\x12\x16\n" +
+	"\x06leader\x18\r \x01(\bR\x06leader\x12\x14\n" +
+	"\x05voter\x18\x0e \x01(\bR\x05voter\x12\x1f\n" +
+	"\vfull_shards\x18\x0f \x01(\rR\n" +
+	"fullShards\x12%\n" +
+	"\x0ejoining_shards\x18\x10 \x01(\rR\rjoiningShards\x12!\n" +
+	"\ffollow_state\x18\x11 \x01(\tR\vfollowState\x12%\n" +
+	"\x0efollow_message\x18\x12 \x01(\tR\rfollowMessage\x12\x1f\n" +
+	"\vdurable_lsn\x18\x13 \x01(\x04R\n" +
+	"durableLsn\x12!\n" +
+	"\freadable_lsn\x18\x14 \x01(\x04R\vreadableLsn\x12\x1a\n" +
+	"\bwarnings\x18\x15 \x03(\tR\bwarnings\"\xda\x04\n" +
 	"\fFollowStatus\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x18\n" +
@@ -1161,14 +1814,46 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\x04done\x18\x04 \x01(\bR\x04done\"\x18\n" +
 	"\x16ReserveTimelineRequest\"5\n" +
 	"\x17ReserveTimelineResponse\x12\x1a\n" +
-	"\btimeline\x18\x01 \x01(\rR\btimeline2\xb4\x03\n" +
+	"\btimeline\x18\x01 \x01(\rR\btimeline\"R\n" +
+	"\x0eSetNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06action\x18\x02 \x01(\tR\x06action\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\x11\n" +
+	"\x0fSetNodeResponse\"\x13\n" +
+	"\x11ListShardsRequest\"Z\n" +
+	"\x12ListShardsResponse\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12.\n" +
+	"\x06shards\x18\x02 \x03(\v2\x16.everpage.v1.ShardInfoR\x06shards\"n\n" +
+	"\tShardInfo\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\rR\x05shard\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x125\n" +
+	"\breplicas\x18\x03 \x03(\v2\x19.everpage.v1.ShardReplicaR\breplicas\"L\n" +
+	"\fShardReplica\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
+	"\x05alive\x18\x03 \x01(\bR\x05alive\"L\n" +
+	"\x10MoveShardRequest\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\rR\x05shard\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\"\x13\n" +
+	"\x11MoveShardResponse\";\n" +
+	"\x11SetClusterRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x14\n" +
+	"\x12SetClusterResponse2\xe4\x05\n" +
 	"\fAdminService\x12A\n" +
 	"\x06Attach\x12\x1a.everpage.v1.AttachRequest\x1a\x1b.everpage.v1.AttachResponse\x12A\n" +
 	"\x06Detach\x12\x1a.everpage.v1.DetachRequest\x1a\x1b.everpage.v1.DetachResponse\x12A\n" +
 	"\x06Status\x12\x1a.everpage.v1.StatusRequest\x1a\x1b.everpage.v1.StatusResponse\x12;\n" +
 	"\x04Info\x12\x18.everpage.v1.InfoRequest\x1a\x19.everpage.v1.InfoResponse\x12\\\n" +
 	"\x0fReserveTimeline\x12#.everpage.v1.ReserveTimelineRequest\x1a$.everpage.v1.ReserveTimelineResponse\x12@\n" +
-	"\x05Check\x12\x19.everpage.v1.CheckRequest\x1a\x1a.everpage.v1.CheckResponse0\x01B,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
+	"\x05Check\x12\x19.everpage.v1.CheckRequest\x1a\x1a.everpage.v1.CheckResponse0\x01\x12D\n" +
+	"\aSetNode\x12\x1b.everpage.v1.SetNodeRequest\x1a\x1c.everpage.v1.SetNodeResponse\x12M\n" +
+	"\n" +
+	"ListShards\x12\x1e.everpage.v1.ListShardsRequest\x1a\x1f.everpage.v1.ListShardsResponse\x12J\n" +
+	"\tMoveShard\x12\x1d.everpage.v1.MoveShardRequest\x1a\x1e.everpage.v1.MoveShardResponse\x12M\n" +
+	"\n" +
+	"SetCluster\x12\x1e.everpage.v1.SetClusterRequest\x1a\x1f.everpage.v1.SetClusterResponseB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
 
 var (
 	file_everpage_v1_admin_proto_rawDescOnce sync.Once
@@ -1182,7 +1867,7 @@ func file_everpage_v1_admin_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_admin_proto_rawDescData
 }
 
-var file_everpage_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_everpage_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_everpage_v1_admin_proto_goTypes = []any{
 	(*AttachRequest)(nil),           // 0: everpage.v1.AttachRequest
 	(*AttachResponse)(nil),          // 1: everpage.v1.AttachResponse
@@ -1200,29 +1885,49 @@ var file_everpage_v1_admin_proto_goTypes = []any{
 	(*CheckResponse)(nil),           // 13: everpage.v1.CheckResponse
 	(*ReserveTimelineRequest)(nil),  // 14: everpage.v1.ReserveTimelineRequest
 	(*ReserveTimelineResponse)(nil), // 15: everpage.v1.ReserveTimelineResponse
+	(*SetNodeRequest)(nil),          // 16: everpage.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),         // 17: everpage.v1.SetNodeResponse
+	(*ListShardsRequest)(nil),       // 18: everpage.v1.ListShardsRequest
+	(*ListShardsResponse)(nil),      // 19: everpage.v1.ListShardsResponse
+	(*ShardInfo)(nil),               // 20: everpage.v1.ShardInfo
+	(*ShardReplica)(nil),            // 21: everpage.v1.ShardReplica
+	(*MoveShardRequest)(nil),        // 22: everpage.v1.MoveShardRequest
+	(*MoveShardResponse)(nil),       // 23: everpage.v1.MoveShardResponse
+	(*SetClusterRequest)(nil),       // 24: everpage.v1.SetClusterRequest
+	(*SetClusterResponse)(nil),      // 25: everpage.v1.SetClusterResponse
 }
 var file_everpage_v1_admin_proto_depIdxs = []int32{
 	2,  // 0: everpage.v1.AttachResponse.checks:type_name -> everpage.v1.Preflight
 	7,  // 1: everpage.v1.StatusResponse.nodes:type_name -> everpage.v1.NodeStatus
 	8,  // 2: everpage.v1.StatusResponse.follow:type_name -> everpage.v1.FollowStatus
 	11, // 3: everpage.v1.InfoResponse.branches:type_name -> everpage.v1.BranchInfo
-	0,  // 4: everpage.v1.AdminService.Attach:input_type -> everpage.v1.AttachRequest
-	3,  // 5: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
-	5,  // 6: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
-	9,  // 7: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
-	14, // 8: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
-	12, // 9: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
-	1,  // 10: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
-	4,  // 11: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
-	6,  // 12: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
-	10, // 13: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
-	15, // 14: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
-	13, // 15: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
-	10, // [10:16] is the sub-list for method output_type
-	4,  // [4:10] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	20, // 4: everpage.v1.ListShardsResponse.shards:type_name -> everpage.v1.ShardInfo
+	21, // 5: everpage.v1.ShardInfo.replicas:type_name -> everpage.v1.ShardReplica
+	0,  // 6: everpage.v1.AdminService.Attach:input_type -> everpage.v1.AttachRequest
+	3,  // 7: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
+	5,  // 8: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
+	9,  // 9: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
+	14, // 10: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
+	12, // 11: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
+	16, // 12: everpage.v1.AdminService.SetNode:input_type -> everpage.v1.SetNodeRequest
+	18, // 13: everpage.v1.AdminService.ListShards:input_type -> everpage.v1.ListShardsRequest
+	22, // 14: everpage.v1.AdminService.MoveShard:input_type -> everpage.v1.MoveShardRequest
+	24, // 15: everpage.v1.AdminService.SetCluster:input_type -> everpage.v1.SetClusterRequest
+	1,  // 16: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
+	4,  // 17: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
+	6,  // 18: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
+	10, // 19: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
+	15, // 20: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
+	13, // 21: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
+	17, // 22: everpage.v1.AdminService.SetNode:output_type -> everpage.v1.SetNodeResponse
+	19, // 23: everpage.v1.AdminService.ListShards:output_type -> everpage.v1.ListShardsResponse
+	23, // 24: everpage.v1.AdminService.MoveShard:output_type -> everpage.v1.MoveShardResponse
+	25, // 25: everpage.v1.AdminService.SetCluster:output_type -> everpage.v1.SetClusterResponse
+	16, // [16:26] is the sub-list for method output_type
+	6,  // [6:16] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_admin_proto_init() }
@@ -1237,7 +1942,7 @@ func file_everpage_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_admin_proto_rawDesc), len(file_everpage_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,10 @@ const (
 	AdminService_Info_FullMethodName            = "/everpage.v1.AdminService/Info"
 	AdminService_ReserveTimeline_FullMethodName = "/everpage.v1.AdminService/ReserveTimeline"
 	AdminService_Check_FullMethodName           = "/everpage.v1.AdminService/Check"
+	AdminService_SetNode_FullMethodName         = "/everpage.v1.AdminService/SetNode"
+	AdminService_ListShards_FullMethodName      = "/everpage.v1.AdminService/ListShards"
+	AdminService_MoveShard_FullMethodName       = "/everpage.v1.AdminService/MoveShard"
+	AdminService_SetCluster_FullMethodName      = "/everpage.v1.AdminService/SetCluster"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -40,6 +44,13 @@ type AdminServiceClient interface {
 	ReserveTimeline(ctx context.Context, in *ReserveTimelineRequest, opts ...grpc.CallOption) (*ReserveTimelineResponse, error)
 	// Check walks the node's store and reports every broken invariant.
 	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckResponse], error)
+	// SetNode drains a node, takes that back, or removes the node from the cluster.
+	SetNode(ctx context.Context, in *SetNodeRequest, opts ...grpc.CallOption) (*SetNodeResponse, error)
+	ListShards(ctx context.Context, in *ListShardsRequest, opts ...grpc.CallOption) (*ListShardsResponse, error)
+	// MoveShard gives a shard to a node, in place of another one's replica where one is named.
+	MoveShard(ctx context.Context, in *MoveShardRequest, opts ...grpc.CallOption) (*MoveShardResponse, error)
+	// SetCluster changes a setting of the whole cluster.
+	SetCluster(ctx context.Context, in *SetClusterRequest, opts ...grpc.CallOption) (*SetClusterResponse, error)
 }
 
 type adminServiceClient struct {
@@ -119,6 +130,46 @@ func (c *adminServiceClient) Check(ctx context.Context, in *CheckRequest, opts .
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AdminService_CheckClient = grpc.ServerStreamingClient[CheckResponse]
 
+func (c *adminServiceClient) SetNode(ctx context.Context, in *SetNodeRequest, opts ...grpc.CallOption) (*SetNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetNodeResponse)
+	err := c.cc.Invoke(ctx, AdminService_SetNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ListShards(ctx context.Context, in *ListShardsRequest, opts ...grpc.CallOption) (*ListShardsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListShardsResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListShards_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) MoveShard(ctx context.Context, in *MoveShardRequest, opts ...grpc.CallOption) (*MoveShardResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MoveShardResponse)
+	err := c.cc.Invoke(ctx, AdminService_MoveShard_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) SetCluster(ctx context.Context, in *SetClusterRequest, opts ...grpc.CallOption) (*SetClusterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetClusterResponse)
+	err := c.cc.Invoke(ctx, AdminService_SetCluster_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -133,6 +184,13 @@ type AdminServiceServer interface {
 	ReserveTimeline(context.Context, *ReserveTimelineRequest) (*ReserveTimelineResponse, error)
 	// Check walks the node's store and reports every broken invariant.
 	Check(*CheckRequest, grpc.ServerStreamingServer[CheckResponse]) error
+	// SetNode drains a node, takes that back, or removes the node from the cluster.
+	SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error)
+	ListShards(context.Context, *ListShardsRequest) (*ListShardsResponse, error)
+	// MoveShard gives a shard to a node, in place of another one's replica where one is named.
+	MoveShard(context.Context, *MoveShardRequest) (*MoveShardResponse, error)
+	// SetCluster changes a setting of the whole cluster.
+	SetCluster(context.Context, *SetClusterRequest) (*SetClusterResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -160,6 +218,18 @@ func (UnimplementedAdminServiceServer) ReserveTimeline(context.Context, *Reserve
 }
 func (UnimplementedAdminServiceServer) Check(*CheckRequest, grpc.ServerStreamingServer[CheckResponse]) error {
 	return status.Error(codes.Unimplemented, "method Check not implemented")
+}
+func (UnimplementedAdminServiceServer) SetNode(context.Context, *SetNodeRequest) (*SetNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetNode not implemented")
+}
+func (UnimplementedAdminServiceServer) ListShards(context.Context, *ListShardsRequest) (*ListShardsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListShards not implemented")
+}
+func (UnimplementedAdminServiceServer) MoveShard(context.Context, *MoveShardRequest) (*MoveShardResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MoveShard not implemented")
+}
+func (UnimplementedAdminServiceServer) SetCluster(context.Context, *SetClusterRequest) (*SetClusterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetCluster not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -283,6 +353,78 @@ func _AdminService_Check_Handler(srv interface{}, stream grpc.ServerStream) erro
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AdminService_CheckServer = grpc.ServerStreamingServer[CheckResponse]
 
+func _AdminService_SetNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).SetNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_SetNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).SetNode(ctx, req.(*SetNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ListShards_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListShardsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListShards(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListShards_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListShards(ctx, req.(*ListShardsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_MoveShard_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MoveShardRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).MoveShard(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_MoveShard_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).MoveShard(ctx, req.(*MoveShardRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_SetCluster_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetClusterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).SetCluster(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_SetCluster_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).SetCluster(ctx, req.(*SetClusterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -309,6 +451,22 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReserveTimeline",
 			Handler:    _AdminService_ReserveTimeline_Handler,
+		},
+		{
+			MethodName: "SetNode",
+			Handler:    _AdminService_SetNode_Handler,
+		},
+		{
+			MethodName: "ListShards",
+			Handler:    _AdminService_ListShards_Handler,
+		},
+		{
+			MethodName: "MoveShard",
+			Handler:    _AdminService_MoveShard_Handler,
+		},
+		{
+			MethodName: "SetCluster",
+			Handler:    _AdminService_SetCluster_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -727,6 +727,7 @@ type FetchWALRequest struct {
 	Branch        uint32                 `protobuf:"varint,1,opt,name=branch,proto3" json:"branch,omitempty"`
 	Timeline      uint32                 `protobuf:"varint,2,opt,name=timeline,proto3" json:"timeline,omitempty"`
 	From          uint64                 `protobuf:"varint,3,opt,name=from,proto3" json:"from,omitempty"`
+	Follow        bool                   `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"` // go on as the spool grows; else the stream ends with what is durable now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -780,6 +781,13 @@ func (x *FetchWALRequest) GetFrom() uint64 {
 		return x.From
 	}
 	return 0
+}
+
+func (x *FetchWALRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
 }
 
 type FetchWALResponse struct {
@@ -1330,11 +1338,12 @@ const file_everpage_v1_node_proto_rawDesc = "" +
 	"\x06shards\x18\a \x03(\v2\x1a.everpage.v1.ShardCoverageR\x06shards\"9\n" +
 	"\rShardCoverage\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\rR\x05shard\x12\x12\n" +
-	"\x04from\x18\x02 \x01(\x04R\x04from\"Y\n" +
+	"\x04from\x18\x02 \x01(\x04R\x04from\"q\n" +
 	"\x0fFetchWALRequest\x12\x16\n" +
 	"\x06branch\x18\x01 \x01(\rR\x06branch\x12\x1a\n" +
 	"\btimeline\x18\x02 \x01(\rR\btimeline\x12\x12\n" +
-	"\x04from\x18\x03 \x01(\x04R\x04from\"N\n" +
+	"\x04from\x18\x03 \x01(\x04R\x04from\x12\x16\n" +
+	"\x06follow\x18\x04 \x01(\bR\x06follow\"N\n" +
 	"\x10FetchWALResponse\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\x04R\x02at\x12\x10\n" +
 	"\x03wal\x18\x02 \x01(\fR\x03wal\x12\x18\n" +

@@ -39,7 +39,7 @@ type NodeServiceClient interface {
 	Propose(ctx context.Context, in *ProposeRequest, opts ...grpc.CallOption) (*ProposeResponse, error)
 	// State tells how far the node itself is.
 	State(ctx context.Context, in *StateRequest, opts ...grpc.CallOption) (*StateResponse, error)
-	// FetchWAL streams durable WAL out of the node's spool, from an LSN to what is durable when the call begins.
+	// FetchWAL streams durable WAL out of the node's spool.
 	FetchWAL(ctx context.Context, in *FetchWALRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchWALResponse], error)
 	// FetchLayer streams all versions of one shard or chunk that are complete for an LSN interval, as a layer.
 	FetchLayer(ctx context.Context, in *FetchLayerRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchLayerResponse], error)
@@ -166,7 +166,7 @@ type NodeServiceServer interface {
 	Propose(context.Context, *ProposeRequest) (*ProposeResponse, error)
 	// State tells how far the node itself is.
 	State(context.Context, *StateRequest) (*StateResponse, error)
-	// FetchWAL streams durable WAL out of the node's spool, from an LSN to what is durable when the call begins.
+	// FetchWAL streams durable WAL out of the node's spool.
 	FetchWAL(*FetchWALRequest, grpc.ServerStreamingServer[FetchWALResponse]) error
 	// FetchLayer streams all versions of one shard or chunk that are complete for an LSN interval, as a layer.
 	FetchLayer(*FetchLayerRequest, grpc.ServerStreamingServer[FetchLayerResponse]) error

@@ -1,0 +1,171 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"everpage/cluster"
+	"everpage/cluster/command"
+	"everpage/cluster/fsm"
+	"everpage/wal/stream"
+)
+
+const (
+	leadEvery = time.Second
+	// importerGone is how long the node that takes the base backup may be away until another one takes a new one.
+	importerGone = 30 * time.Second
+	// slotsEvery is how often the leader looks at slots that nobody uses any more.
+	slotsEvery = 30 * time.Second
+)
+
+// leader does what one node of the cluster has to do for all. Whatever it decides stands in the cluster's log; what it only saw, it sees again after a change
+// of the lead, with full grace.
+type leader struct {
+	n      *Node
+	since  time.Time            // of leading
+	leases map[uint64]leaseSeen // by number
+	slots  time.Time            // of the last look
+	told   map[string]bool      // warnings that were given
+}
+
+type leaseSeen struct {
+	renewed uint64
+	at      time.Time
+}
+
+// lead does the leader's duties while this node leads.
+func (n *Node) lead(ctx context.Context) error {
+	tick := time.NewTicker(leadEvery)
+	defer tick.Stop()
+	var l *leader
+	for {
+		_, changed := n.cluster.Watch()
+		if !n.cluster.IsLeader() {
+			l = nil
+		} else {
+			if l == nil {
+				l = &leader{n: n, since: time.Now(), leases: map[uint64]leaseSeen{}, told: map[string]bool{}}
+			}
+			if err := l.duties(ctx); err != nil && ctx.Err() == nil {
+				n.cfg.Logger.Warn("a duty of the leader failed; it is tried again", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-n.cluster.Failed():
+			return n.cluster.Err()
+		case <-changed:
+		case <-tick.C:
+		}
+	}
+}
+
+func (l *leader) duties(ctx context.Context) error {
+	s := l.n.cluster.State()
+	if s.ID == "" {
+		return nil
+	}
+	return errors.Join(l.importer(ctx, s), l.plan(ctx, s), l.expire(ctx, s), l.dropSlots(ctx, s))
+}
+
+// gone is how long a node has been away, 0 if it is there. A node that was never seen counts from when this node began to lead.
+func (l *leader) gone(id string) time.Duration {
+	alive, since := l.n.cluster.Alive(id)
+	if alive {
+		return 0
+	}
+	if since.Before(l.since) {
+		since = l.since
+	}
+	return max(time.Since(since), 1)
+}
+
+// propose proposes, and takes it easy when the state has moved on meanwhile.
+func (l *leader) propose(ctx context.Context, c command.Command) error {
+	_, err := l.n.cluster.Propose(ctx, c)
+	var refused *cluster.Refused
+	if errors.As(err, &refused) {
+		l.n.cfg.Logger.Debug("a command no longer fits", "command", command.Name(c), "reason", err)
+		return nil
+	}
+	return err
+}
+
+// importer gives the import to this node where the one that had it is gone.
+func (l *leader) importer(ctx context.Context, s *cluster.State) error {
+	f := s.Follow
+	b := s.Branch(0)
+	if f.Conninfo == "" || b != nil && b.Imported {
+		return nil
+	}
+	if f.Importer != "" && l.gone(f.Importer) < importerGone {
+		return nil
+	}
+	l.n.cfg.Logger.Warn("the node that took the base backup is gone; this one takes another", "was", f.Importer)
+	return l.propose(ctx, &command.TakeImport{From: f.Importer, Importer: l.n.cluster.ID()})
+}
+
+// expire ends leases that were not renewed in time.
+func (l *leader) expire(ctx context.Context, s *cluster.State) error {
+	var over []uint64
+	seen := map[uint64]leaseSeen{}
+	for _, lease := range s.Leases {
+		old, ok := l.leases[lease.Number]
+		if !ok || old.renewed != lease.Renewed {
+			old = leaseSeen{lease.Renewed, time.Now()}
+		}
+		seen[lease.Number] = old
+		if time.Since(old.at) > time.Duration(lease.Seconds)*time.Second {
+			over = append(over, lease.Number)
+		}
+	}
+	l.leases = seen
+	if len(over) == 0 {
+		return nil
+	}
+	return l.propose(ctx, &command.EndLeases{Leases: over, Before: s.Index + 1})
+}
+
+// dropSlots drops the slots of nodes that were removed, and of those that are dead for so long that the WAL kept for them may fill the primary's disk.
+func (l *leader) dropSlots(ctx context.Context, s *cluster.State) error {
+	if s.Follow.Conninfo == "" || time.Since(l.slots) < slotsEvery {
+		return nil
+	}
+	l.slots = time.Now()
+	var errs []error
+	for _, left := range s.Left {
+		if left.Conninfo != s.Follow.Conninfo {
+			continue
+		}
+		if err := dropSlot(ctx, left); err != nil {
+			errs = append(errs, fmt.Errorf("slot %s of a node that was removed: %w", left.Slot, err))
+			continue
+		}
+		l.n.cfg.Logger.Info("the slot of a node that was removed is dropped", "slot", left.Slot)
+		errs = append(errs, l.propose(ctx, &command.ForgetSlot{Slot: left.Slot}))
+	}
+	for _, x := range s.Nodes {
+		gone := l.gone(x.ID)
+		if gone < l.n.cfg.SlotGrace {
+			continue
+		}
+		slot, err := stream.NodeSlot(l.n.cfg.Cluster, x.Name)
+		if err != nil {
+			return err
+		}
+		if l.told[slot] {
+			continue
+		}
+		l.n.follow.warn(fmt.Sprintf("node %s is gone for %s: its slot %s is dropped, so that the WAL kept for it doesn't fill the primary's disk; when it comes back it gets what it lacks from the other nodes",
+			x.Name, gone.Round(time.Second), slot))
+		if err := dropSlot(ctx, fsm.LeftSlot{Slot: slot, Conninfo: s.Follow.Conninfo}); err != nil {
+			errs = append(errs, fmt.Errorf("slot %s of node %s, which is gone: %w", slot, x.Name, err))
+			continue
+		}
+		l.told[slot] = true
+	}
+	return errors.Join(errs...)
+}

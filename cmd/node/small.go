@@ -1,0 +1,143 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"everpage/pageapi"
+	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal"
+	"everpage/wal/pg"
+)
+
+// copySmall makes the branch here of what every node keeps whole, from a node that has it. The slot is made before, so that the primary keeps the WAL that
+// comes behind.
+func (f *follower) copySmall(ctx context.Context, st state) error {
+	f.set(stateImporting, "")
+	if err := os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir)); err != nil {
+		return err
+	}
+	if err := f.ensureSlot(ctx, st.Conninfo, st.Slot); err != nil {
+		return err
+	}
+	var errs []error
+	for _, address := range f.n.others() {
+		r, err := f.n.peers.small(ctx, address, st.Branch)
+		if err == nil {
+			p, err := f.n.store.ImportSmall(ctx, st.Branch, r)
+			if err == nil {
+				err = f.markCopy(spoolStart{st.Branch, p.Resume})
+			}
+			if err == nil {
+				f.log.Info("the branch is here, without pages as yet", "branch", st.Branch, "of", address, "readable", p.Readable)
+				return nil
+			}
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, err)
+	}
+	return fmt.Errorf("no node has branch %d for this one: %w", st.Branch, errors.Join(errs...))
+}
+
+// others are the page addresses of the other nodes, those that gossip sees first.
+func (n *Node) others() []string {
+	var alive, silent []string
+	for _, x := range n.cluster.State().Nodes {
+		if x.ID == n.cluster.ID() {
+			continue
+		}
+		address := n.cluster.PageAddress(x.ID)
+		if ok, _ := n.cluster.Alive(x.ID); ok {
+			alive = append(alive, address)
+		} else {
+			silent = append(silent, address)
+		}
+	}
+	return append(alive, silent...)
+}
+
+// fill takes WAL into the spool from other nodes, from its end, or from first where it is empty, up to the furthest that any of them has. It never goes back:
+// what is there already is compared.
+func (f *follower) fill(ctx context.Context, spool *wal.Spool, branch uint32, first pg.LSN) error {
+	var errs []error
+	for _, address := range f.n.others() {
+		errs = append(errs, f.fillFrom(ctx, spool, branch, first, address, false))
+	}
+	return errors.Join(errs...)
+}
+
+// fillFrom takes WAL from one node; with follow it goes on as that node gets more.
+func (f *follower) fillFrom(ctx context.Context, spool *wal.Spool, branch uint32, first pg.LSN, address string, follow bool) error {
+	at, err := spool.Sync()
+	if err != nil {
+		return err
+	}
+	if at == 0 {
+		at = first
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c, err := f.n.peers.at(address)
+	if err != nil {
+		return err
+	}
+	s, err := c.FetchWAL(ctx, &pb.FetchWALRequest{Branch: branch, Timeline: spool.Timeline(), From: uint64(at), Follow: follow})
+	if err != nil {
+		return pageapi.CallError(address, err)
+	}
+	r := &walStream{stream: s, address: address}
+	for {
+		more, err := r.next()
+		if err != nil {
+			return err
+		}
+		if !more {
+			_, err := spool.Sync()
+			return err
+		}
+		if err := spool.Append(pg.LSN(r.at), r.wal); err != nil {
+			return fmt.Errorf("WAL of node %s: %w", address, err)
+		}
+		if r.at+uint64(len(r.wal)) < r.durable && !follow {
+			continue
+		}
+		if _, err := spool.Sync(); err != nil {
+			return err
+		}
+	}
+}
+
+// spoolStart says from where on this node has WAL of a branch that it copied. It is the file copied.json.
+type spoolStart struct {
+	Branch uint32 `json:"branch"`
+	At     pg.LSN `json:"at"`
+}
+
+const copiedFile = "copied.json"
+
+func (f *follower) markCopy(s spoolStart) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(f.n.cfg.Data, copiedFile)
+	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return syncDir(f.n.cfg.Data)
+}
+
+// copied tells whether the branch was copied up to at, so that nothing of its WAL before that was ever relied on here.
+func (f *follower) copied(branch uint32, at pg.LSN) bool {
+	b, err := os.ReadFile(filepath.Join(f.n.cfg.Data, copiedFile))
+	var s spoolStart
+	return err == nil && json.Unmarshal(b, &s) == nil && s == spoolStart{branch, at}
+}
