@@ -413,7 +413,7 @@ func ReadManifest(ctx context.Context, s store.Store, text string) (*Manifest, e
 		return nil, err
 	}
 	var m Manifest
-	if err := openJSON(b, &m); err == nil {
+	if err = openJSON(b, &m); err == nil {
 		err = m.check()
 	}
 	if err != nil {
