@@ -28,7 +28,7 @@ func newInfo(g *globals) *cobra.Command {
 				if err != nil {
 					return pageapi.CallError(address, err)
 				}
-				v := infoView{Cluster: info.Cluster, Branches: []branchView{}}
+				v := infoView{Cluster: info.Cluster, Branches: []branchView{}, Notes: info.Notes}
 				for _, b := range info.Branches {
 					v.Branches = append(v.Branches, branchJSON(b))
 				}
@@ -41,6 +41,7 @@ func newInfo(g *globals) *cobra.Command {
 type infoView struct {
 	Cluster  string       `json:"cluster"`
 	Branches []branchView `json:"branches"`
+	Notes    []string     `json:"notes,omitempty"`
 }
 
 type branchView struct {
@@ -96,6 +97,9 @@ func printInfo(w io.Writer, v infoView) error {
 		if err := columns(w, rows...); err != nil {
 			return err
 		}
+	}
+	for _, note := range v.Notes {
+		fmt.Fprintln(w, note)
 	}
 	return nil
 }

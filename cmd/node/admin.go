@@ -93,8 +93,8 @@ func dirBytes(dir string) int64 {
 	return sum
 }
 
-func (a *admin) Info(context.Context, *pb.InfoRequest) (*pb.InfoResponse, error) {
-	resp := &pb.InfoResponse{Cluster: a.n.cfg.Cluster}
+func (a *admin) Info(ctx context.Context, _ *pb.InfoRequest) (*pb.InfoResponse, error) {
+	resp := &pb.InfoResponse{Cluster: a.n.cfg.Cluster, Notes: a.n.walNotes(ctx)}
 	for _, b := range a.n.store.Branches() {
 		info, err := a.n.branchInfo(b)
 		if err != nil {

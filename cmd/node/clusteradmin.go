@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"everpage/cluster/command"
 	"everpage/cluster/placement"
 	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal/pg"
 	"everpage/wal/stream"
 )
 
@@ -193,4 +195,34 @@ func (a *admin) SetCluster(ctx context.Context, r *pb.SetClusterRequest) (*pb.Se
 	}
 	_, err = a.n.cluster.Propose(ctx, &command.SetReplicas{Replicas: n})
 	return &pb.SetClusterResponse{}, adminError(err)
+}
+
+// walNotes says where received WAL ends, over all nodes, and whether all could be asked: a commit that waited for some of them is on at least one of those.
+func (n *Node) walNotes(ctx context.Context) []string {
+	s := n.cluster.State()
+	if len(s.Nodes) < 2 || s.Main == 0 {
+		return nil
+	}
+	var end pg.LSN
+	where := ""
+	var silent []string
+	progress := n.nodesProgress(ctx, s)
+	for _, x := range s.Nodes {
+		p := progress[x.ID]
+		if p == nil {
+			silent = append(silent, x.Name)
+			continue
+		}
+		for _, b := range p.Branches {
+			if at := pg.LSN(max(b.SpoolDurable, b.Stored)); b.Branch == s.Main && at > end {
+				end, where = at, x.Name
+			}
+		}
+	}
+	notes := []string{fmt.Sprintf("the WAL that nodes have ends at %s, on %s", end, where)}
+	if len(silent) > 0 {
+		notes = append(notes, fmt.Sprintf("%d of %d nodes do not answer (%s): a commit that was acknowledged by these alone may lie behind that end", len(silent), len(s.Nodes),
+			strings.Join(silent, ", ")))
+	}
+	return notes
 }

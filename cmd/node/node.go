@@ -158,7 +158,7 @@ const stopWait = 2 * time.Second
 
 func (n *Node) serveGRPC(ctx context.Context, l net.Listener) error {
 	s := grpc.NewServer(pageapi.ServerOptions()...)
-	pb.RegisterPageServiceServer(s, pageapi.NewServer(n.pages))
+	pb.RegisterPageServiceServer(s, pageapi.NewServer(n.pages).WithLeases(leases{n}))
 	pb.RegisterAdminServiceServer(s, &admin{n: n})
 	pb.RegisterBackupServiceServer(s, &backupService{n: n})
 	pb.RegisterNodeServiceServer(s, &nodeService{n: n})

@@ -857,6 +857,7 @@ type InfoResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Branches      []*BranchInfo          `protobuf:"bytes,2,rep,name=branches,proto3" json:"branches,omitempty"`
+	Notes         []string               `protobuf:"bytes,3,rep,name=notes,proto3" json:"notes,omitempty"` // where WAL ends on the nodes, and which can't be asked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -901,6 +902,13 @@ func (x *InfoResponse) GetCluster() string {
 func (x *InfoResponse) GetBranches() []*BranchInfo {
 	if x != nil {
 		return x.Branches
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
 	}
 	return nil
 }
@@ -1784,10 +1792,11 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\arecords\x18\x10 \x01(\x04R\arecords\x12/\n" +
 	"\x14wal_bytes_per_second\x18\x11 \x01(\x01R\x11walBytesPerSecond\x12\x1a\n" +
 	"\bwarnings\x18\x12 \x03(\tR\bwarnings\"\r\n" +
-	"\vInfoRequest\"]\n" +
+	"\vInfoRequest\"s\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x123\n" +
-	"\bbranches\x18\x02 \x03(\v2\x17.everpage.v1.BranchInfoR\bbranches\"\x85\x03\n" +
+	"\bbranches\x18\x02 \x03(\v2\x17.everpage.v1.BranchInfoR\bbranches\x12\x14\n" +
+	"\x05notes\x18\x03 \x03(\tR\x05notes\"\x85\x03\n" +
 	"\n" +
 	"BranchInfo\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
