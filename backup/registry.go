@@ -26,7 +26,7 @@ type Registry interface {
 	Set(ctx context.Context, branch uint32, shard placement.Shard, old Current, ref string, lsn pg.LSN) error
 	// Sync returns once Current is as new as the call: what is deleted after it must be deleted by what it says.
 	Sync(ctx context.Context) error
-	// Mine lists the shards that this node uploads: those that it is the first full replica of. Small is one of them for the cluster's leader.
+	// Mine lists the shards that this node uploads: those that it is the first full replica of. Small may be one of them: the leader uploads it in any case.
 	Mine(branch uint32) []placement.Shard
 	// Leads tells whether this node is the one that writes root objects and deletes.
 	Leads() bool

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,7 +34,7 @@ type Options struct {
 	Registry Registry
 	History  History
 	Root     func() (Root, bool) // what of a root the node knows: all but the branches. false: nothing is followed yet
-	Archived func() pg.LSN       // where the WAL in the store ends: no layer goes beyond, since recovery goes on with the WAL behind the layers
+	Archived func() pg.LSN       // where the WAL in the store ends, on the node that leads: recovery goes on with it behind what is small
 	Hurry    func()              // asks for the newest WAL to be archived
 	Dir      string              // for objects that are being gathered
 	Every    time.Duration       // at most between two uploads while there is something new
@@ -162,22 +163,13 @@ func (u *Uploader) look() {
 	}
 }
 
-// target is up to where a branch can be uploaded now; 0: not at all.
-func (u *Uploader) target(branch uint32) (to pg.LSN) {
-	u.look()
-	archived := u.opt.Archived()
-	for _, at := range u.seen[branch] {
-		if at <= archived {
-			to = at
-		}
-	}
-	return to
-}
-
 const archiveWait = 20 * time.Second
 
-// awaitArchive waits until the WAL of what was ingested by now is archived.
+// awaitArchive waits until the WAL of what was ingested by now is archived, where this node is the one that archives.
 func (u *Uploader) awaitArchive(ctx context.Context) error {
+	if !u.opt.Registry.Leads() {
+		return nil
+	}
 	u.look()
 	var want pg.LSN
 	for _, l := range u.seen {
@@ -250,17 +242,16 @@ type change struct {
 }
 
 // branch uploads the shards of a branch that are this node's, then, where it leads, what is small: never beyond the shard that is behind most, so that what
-// is small and all shards together always make a whole as of the former's end.
+// is small and all shards together always make a whole as of the former's end, and never beyond the WAL in the store, which recovery goes on with there.
 func (u *Uploader) branch(ctx context.Context, branch uint32) error {
-	mine := u.opt.Registry.Mine(branch)
+	mine := slices.DeleteFunc(slices.Clone(u.opt.Registry.Mine(branch)), func(s placement.Shard) bool { return s == Small })
 	p, ok := u.opt.History.Progress(branch)
-	if !ok || p.Consistent == 0 {
+	u.look()
+	seen := u.seen[branch]
+	if !ok || p.Consistent == 0 || len(seen) == 0 || seen[len(seen)-1] < p.Consistent {
 		return nil
 	}
-	to := u.target(branch)
-	if to < p.Consistent {
-		return nil
-	}
+	to := seen[len(seen)-1]
 	if d, _ := u.opt.History.Durable(branch); d.Readable < to {
 		if err := u.opt.History.Flush(); err != nil {
 			return err
@@ -269,10 +260,19 @@ func (u *Uploader) branch(ctx context.Context, branch uint32) error {
 	if err := u.shards(ctx, branch, mine, to); err != nil || !u.opt.Registry.Leads() {
 		return err
 	}
+	limit := min(to, u.opt.Archived())
 	for shard := range u.opt.History.Shards() {
-		to = min(to, u.opt.Registry.Current(branch, placement.Shard(shard)).LSN)
+		at := u.opt.Registry.Current(branch, placement.Shard(shard)).LSN
+		seen = append(slices.Clone(seen), at) // where its node could be resumed, so that it is between records
+		limit = min(limit, at)
 	}
-	if to == 0 {
+	to = 0
+	for _, at := range seen {
+		if at <= limit {
+			to = max(to, at)
+		}
+	}
+	if to < p.Consistent {
 		return nil
 	}
 	if err := u.shards(ctx, branch, []placement.Shard{Small}, to); err != nil {
