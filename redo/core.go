@@ -97,15 +97,31 @@ func touchKnown(rec *wal.Record, st *ControlState, ch *Changes, m *manager) erro
 			return recordError(rec, err)
 		}
 	}
+	referenced := len(ch.Pages)
 	if m.touch != nil {
 		if err := m.touch(rec, st, ch); err != nil {
 			return recordError(rec, err)
 		}
 	}
+	if key, ok := changedTwice(ch.Pages, referenced); ok {
+		return recordError(rec, fmt.Errorf("it names %s twice, and a page has one version for each record", key))
+	}
 	if m.apply == nil {
 		damageDeltas(rec, ch)
 	}
 	return nil
+}
+
+// changedTwice finds a page that one of the block references, which come first, has in common with another change.
+func changedTwice(pages []PageChange, referenced int) (key pg.PageKey, ok bool) {
+	for i := 1; i < len(pages); i++ {
+		for j := range min(i, referenced) {
+			if pages[i].Key == pages[j].Key {
+				return pages[i].Key, true
+			}
+		}
+	}
+	return pg.PageKey{}, false
 }
 
 func recordError(rec *wal.Record, err error) error {

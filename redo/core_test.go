@@ -95,6 +95,19 @@ func TestTouchUnknownRecord(t *testing.T) {
 	}
 }
 
+// No server writes a record that names a page twice, and no store could keep two versions at one LSN.
+func TestTouchPageTwice(t *testing.T) {
+	rec := heapRecord(15, wal.RmXLOG, 0xB0, nil, imageBlock(0, heapKey(5), heapPage(t), true), imageBlock(1, heapKey(6), heapPage(t), true))
+	var ch Changes
+	if err := Touch(rec, &ControlState{}, &ch); err != nil {
+		t.Fatal(err)
+	}
+	rec.Blocks[1].PageKey = rec.Blocks[0].PageKey
+	if err := Touch(rec, &ControlState{}, &ch); err == nil || !strings.Contains(err.Error(), "twice") {
+		t.Errorf("a page that is named twice: %v", err)
+	}
+}
+
 // A delta that a manager without redo has left damages its page.
 func TestTouchDeltaWithoutRedo(t *testing.T) {
 	var ch Changes
