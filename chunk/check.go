@@ -43,12 +43,13 @@ func (s *Store) Check(ctx context.Context, report func(Violation)) (Walked, erro
 	defer it.Close()
 	c := &checker{
 		r: r, it: it, report: report, high: map[uint32]pg.LSN{}, readable: map[uint32]pg.LSN{}, progress: map[uint32]bool{}, covers: covers,
+		horizon: map[uint32]pg.LSN{},
 	}
 	s.mu.Lock()
 	s.branches.Range(func(_, v any) bool {
 		b := v.(*branchState)
 		if p := b.current(); p != nil {
-			c.high[b.num], c.readable[b.num] = b.high, p.Readable
+			c.high[b.num], c.readable[b.num], c.horizon[b.num] = b.high, p.Readable, p.Horizon
 			c.checkProgress(b.num, p, b.durable)
 		}
 		return true
@@ -111,6 +112,7 @@ type checker struct {
 	readable map[uint32]pg.LSN
 	progress map[uint32]bool
 	covers   map[uint32]*cover
+	horizon  map[uint32]pg.LSN // what lies at or below was collected: much of it is missing
 	lastKey  []byte
 
 	// The object being walked, newest version first.
@@ -258,7 +260,7 @@ func (c *checker) value(p prefix, lsn pg.LSN, v []byte) {
 			c.violation(lsn, "%v", errShape)
 		}
 	case classDamage:
-		if have := c.coverage(p.branch(), p.pageKey()); !have.Owned || lsn <= have.From {
+		if have := c.coverage(p.branch(), p.pageKey()); !have.Owned || lsn <= max(have.From, c.horizon[p.branch()]) {
 			return
 		}
 		page := c.r.s.pagePrefix(p.branch(), p.pageKey())
@@ -302,6 +304,9 @@ func (c *checker) checkProgress(branch uint32, p, durable *Progress) {
 // checkCommit compares an entry of the commit index with the next newer one.
 func (c *checker) checkCommit(older commitEntry) {
 	newer := c.commit
+	if newer.End <= c.horizon[c.p.branch()] {
+		return
+	}
 	if want := max(older.maxTime, newer.Time); newer.maxTime != want {
 		c.violation(newer.End, "its running maximum of times is %d, want %d", newer.maxTime, want)
 	}
@@ -325,6 +330,9 @@ func (c *checker) endGroup() {
 	case classCommit:
 		if _, ok := c.r.lines[c.p.branch()]; ok {
 			break // it goes on in another branch
+		}
+		if c.horizon[c.p.branch()] != 0 {
+			break // what came before was collected
 		}
 		if c.commits && c.commit.maxTime != c.commit.Time {
 			c.violation(c.commit.End, "the first entry's running maximum of times is not its own time")
@@ -351,6 +359,10 @@ func (c *checker) endSize() {
 		}
 		if e.shrinks() {
 			shrink = e.lsn
+		}
+		if e.lsn <= c.horizon[c.p.branch()] {
+			older = e
+			continue
 		}
 		switch e.op {
 		case sizeGrow:
@@ -400,6 +412,9 @@ func (c *checker) endPage() {
 	for i, v := range c.versions {
 		if v.lsn > c.readable[c.p.branch()] {
 			continue // of a batch that was never committed: it may lack its size
+		}
+		if v.lsn <= c.horizon[c.p.branch()] {
+			continue // its fork's size then is not known any more
 		}
 		e, err := c.r.sizeAt(c.p.branch(), fork, v.lsn)
 		if err != nil {

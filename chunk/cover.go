@@ -385,10 +385,20 @@ func (s *Store) loadCoverage(r *reader) error {
 
 // settleCoverage lays what was loaded of single shards over the branch's default.
 func (b *branchState) settleCoverage(shards uint32) {
-	if len(b.loaded) == 0 {
+	old := b.cover.Load()
+	if len(b.loaded) == 0 && len(old.chunks) == 0 {
 		return
 	}
-	n := b.cover.Load().clone(shards)
+	n := old.clone(shards)
+	// A chunk whose eviction was interrupted: what WAL brings beyond what the store has will be kept.
+	if p := b.current(); p != nil {
+		for k, c := range n.chunks {
+			if c.From == ^pg.LSN(0) {
+				c.From = max(b.high, p.Readable, p.Resume)
+				n.chunks[k] = c
+			}
+		}
+	}
 	for k, e := range b.loaded {
 		n.shards[k] = e
 	}

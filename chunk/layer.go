@@ -100,7 +100,9 @@ func (s *Store) ExportLayer(ctx context.Context, spec LayerSpec, w io.Writer) (L
 	if err != nil {
 		return l, fmt.Errorf("export of %s: %w", l.what(), err)
 	}
-	l.Hi, l.Lo = x.hi, max(spec.From, x.progress.Start)
+	// Asked after the iterators were made: they have all from there on.
+	horizon := *s.branch(spec.Branch).current()
+	l.Hi, l.Lo = x.hi, max(spec.From, x.progress.Start, horizon.Horizon)
 	if have.Complete {
 		l.Lo = max(l.Lo, have.From)
 	}
@@ -113,7 +115,7 @@ func (s *Store) ExportLayer(ctx context.Context, spec LayerSpec, w io.Writer) (L
 		return l, fmt.Errorf("export of %s: it would reach from %s to %s", l.what(), l.Lo, l.Hi)
 	}
 	if !spec.Delta {
-		for _, at := range x.r.lines.children(spec.Branch) {
+		for _, at := range append(x.r.lines.children(spec.Branch), horizon.Pins...) {
 			if at < l.Lo {
 				l.Pins = append(l.Pins, at)
 			}
@@ -171,6 +173,11 @@ func (s *Store) ExportSmall(ctx context.Context, branch uint32, from, to pg.LSN,
 	l.Progress = &p
 	if l.Lo > l.Hi {
 		return l, fmt.Errorf("export of %s: it would reach from %s to %s", l.what(), l.Lo, l.Hi)
+	}
+	if now := s.branch(branch).current(); now == nil || l.Delta && from < now.Horizon || l.Hi < now.Horizon {
+		return l, fmt.Errorf("export of %s: %w", l.what(), ErrBelowHorizon)
+	} else {
+		p.Horizon, p.Pins = now.Horizon, now.Pins
 	}
 	x.begin(w, &l)
 	for class := uint8(classSize); class < classProgress; class++ {

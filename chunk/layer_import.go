@@ -430,15 +430,25 @@ func (im *Import) Finish() error {
 		if have.From > im.l.Hi {
 			return
 		}
-		for k, c := range n.chunks {
-			if placement.ShardOf(k, im.s.opt.Shards) == im.l.Shard && c.From <= im.l.Hi {
-				delete(n.chunks, k)
-				changed[coverKey{one: true, chunk: k}] = true
-			}
-		}
 		if !have.Complete || have.From > im.l.Lo {
-			n.shards[im.l.Shard] = Coverage{Owned: true, Complete: true, From: im.l.Lo}
+			have = Coverage{Owned: true, Complete: true, From: im.l.Lo}
+			n.shards[im.l.Shard] = have
 			changed[coverKey{shard: im.l.Shard}] = true
+		}
+		for k, c := range n.chunks {
+			if placement.ShardOf(k, im.s.opt.Shards) != im.l.Shard || c.From > im.l.Hi {
+				continue
+			}
+			from := im.l.Lo
+			if c.Complete {
+				from = min(from, c.From)
+			}
+			if from <= have.From {
+				delete(n.chunks, k)
+			} else { // it was given up, and the layer begins later than the shard does
+				n.chunks[k] = Coverage{Owned: true, Complete: true, From: from}
+			}
+			changed[coverKey{one: true, chunk: k}] = true
 		}
 	})
 	if err != nil {

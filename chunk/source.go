@@ -123,13 +123,17 @@ func (s *Store) Versions(ctx context.Context, branch uint32, key pg.PageKey, at 
 	}
 	defer r.release()
 	have, shard := s.coverageOf(v.cover, key)
-	answers := have.answers(at)
+	above := s.above(b.current(), at)
+	answers := have.answers(at) && above
 	if !answers && have.Complete { // what copies of its database need is here all the same
 		copies, err := r.copies(branch, key.Spc, key.DB)
 		if err != nil {
 			return nil, err
 		}
 		answers = slices.Contains(copies, at+1) || slices.Contains(r.lines.children(branch), at)
+	}
+	if !answers && !above {
+		return nil, s.belowHorizon(branch, b.current(), at)
 	}
 	if !answers {
 		return nil, &NotHereError{Branch: branch, Key: key, Shard: shard, At: at, Have: have}
