@@ -15,6 +15,10 @@ build: ## build bin/everpage
 demo: build ## the main job in under three minutes: follow, have an accident, restore to the moment before
 	@$(GO) run ./deploy/demo --binary $(BIN)
 
+.PHONY: cluster
+cluster: build ## three nodes, a primary and pgbench on loopback; deploy/local-cluster.sh status and stop
+	@deploy/local-cluster.sh start
+
 .PHONY: servers
 servers: ## fetch the PostgreSQL and S3 servers that tests run against
 	@for major in 14 15 16 17 18; do deploy/postgres/fetch.sh $$major >/dev/null || exit 1; done
@@ -46,6 +50,11 @@ ci-long: build servers ## a slice of the long runs under fresh seeds, at most 30
 	$(GO) run ./deploy/longrun -budget 6m
 	$(GO) run ./deploy/longrun kills -binary $(abspath $(BIN)) -budget 4m
 	$(GO) run ./deploy/longrun restore -binary $(abspath $(BIN)) -budget 6m
+
+.PHONY: chaos
+chaos: build servers ## kill, stop, cut off and fill up nodes, many times: deploy/chaos/RESULTS.md; as root, about an hour
+	@deploy/chaos/tools.sh
+	$(GO) run ./deploy/chaos -binary $(abspath $(BIN)) -results deploy/chaos/RESULTS.md
 
 .PHONY: longrun
 longrun: build servers ## the long runs, resumable by their logs in deploy/longrun

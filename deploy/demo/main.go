@@ -43,8 +43,9 @@ type demo struct {
 
 	dir     string
 	primary *pgtest.Server
-	node    *nodetest.Node
-	calm    string // LSN when the last pgbench transaction had committed
+	cluster *nodetest.Cluster
+	node    *nodetest.Node // that is asked
+	calm    string         // LSN when the last pgbench transaction had committed
 }
 
 // say starts a step.
@@ -77,6 +78,7 @@ func (d *demo) run(binary string) error {
 	if err != nil {
 		return err
 	}
+	d.loseNode()
 	before, err := d.look(xid)
 	if err != nil {
 		return err
@@ -84,7 +86,7 @@ func (d *demo) run(binary string) error {
 	if err := d.restore(before); err != nil {
 		return err
 	}
-	fmt.Printf("\nAll of it took %.0f s. Servers, node and files of the demo are gone again.\n", time.Since(d.began).Seconds())
+	fmt.Printf("\nAll of it took %.0f s. Servers, nodes and files of the demo are gone again.\n", time.Since(d.began).Seconds())
 	return nil
 }
 
@@ -107,7 +109,7 @@ func (d *demo) show(lines int, args ...string) (string, error) {
 }
 
 func (d *demo) start(binary string) error {
-	d.say("1. A stock PostgreSQL 15, and one Everpage node beside it")
+	d.say("1. A stock PostgreSQL 15, and three Everpage nodes beside it")
 	binary, err := filepath.Abs(binary)
 	if err != nil {
 		return err
@@ -126,17 +128,24 @@ func (d *demo) start(binary string) error {
 	if _, err := d.primary.Pgbench(d.ctx, "-i", "-s", "10", "-q", "postgres"); err != nil {
 		return err
 	}
-	if d.node, err = nodetest.Start(d.ctx, nodetest.Config{Binary: binary, Data: filepath.Join(d.dir, "node")}); err != nil {
+	if d.cluster, err = nodetest.StartCluster(d.ctx, 3, nodetest.Config{Binary: binary, Data: d.dir}, nil); err != nil {
 		return err
 	}
-	d.cleanup = append(d.cleanup, d.node.Stop)
+	d.cleanup = append(d.cleanup, d.cluster.Close)
+	d.node = d.cluster.Nodes[0]
 	d.took("running, with pgbench's tables of a million accounts")
 
 	d.say("2. Follow it: one base backup, then its WAL")
 	if _, err := d.show(3, "attach", d.primary.URI("postgres"), "--wait"); err != nil {
 		return err
 	}
-	d.took("every LSN from here on can be read")
+	if err := d.cluster.Settled(d.ctx, 3*64); err != nil {
+		return err
+	}
+	if _, err := d.show(4, "node", "list"); err != nil {
+		return err
+	}
+	d.took("every LSN from here on can be read, from each of the three")
 	return nil
 }
 
@@ -208,8 +217,16 @@ func (d *demo) accident() (string, error) {
 	return rows[0][0], nil
 }
 
+// loseNode kills the node that took the base backup. Whoever is asked from now on does without it.
+func (d *demo) loseNode() {
+	d.say("5. One more accident: kill -9 of the node that took the base backup")
+	d.cluster.Nodes[0].Kill9()
+	d.node = d.cluster.Nodes[1]
+	d.took("two of three are left, and go on")
+}
+
 func (d *demo) look(xid string) (string, error) {
-	d.say("5. Look into the past")
+	d.say("6. Look into the past")
 	out, err := d.show(4, "lsn", "--xid", xid, "--before")
 	if err != nil {
 		return "", err
@@ -239,12 +256,12 @@ func (d *demo) look(xid string) (string, error) {
 			return "", err
 		}
 	}
-	d.took("all read from the node, at LSNs of the past")
+	d.took("all read from the nodes that are left, at LSNs of the past")
 	return before, nil
 }
 
 func (d *demo) restore(lsn string) error {
-	d.say("6. Start a stock server from the moment before")
+	d.say("7. Start a stock server from the moment before")
 	dir := filepath.Join(d.dir, "restored")
 	if _, err := d.show(8, "restore", dir, "--lsn", lsn, "--quiet"); err != nil {
 		return err

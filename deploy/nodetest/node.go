@@ -4,11 +4,13 @@ package nodetest
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,6 +47,7 @@ type Config struct {
 	Env    []string // added to the environment
 	// Command, where set, is put before the binary: a wrapper such as a limit.
 	Command []string
+	Host    string // address to listen on; empty: 127.0.0.1
 }
 
 // Node is a node that was started.
@@ -85,12 +88,10 @@ func New(tb pgtest.TB, cfg Config) *Node {
 
 // StartAgain starts a node that was stopped or killed, on the same data directory and port.
 func (n *Node) StartAgain(ctx context.Context) error {
-	listen := n.address
-	if listen == "" {
-		listen = "127.0.0.1:0"
-	}
+	free := net.JoinHostPort(cmp.Or(n.cfg.Host, "127.0.0.1"), "0")
+	listen := cmp.Or(n.address, free)
 	args := append([]string{}, n.cfg.Command...)
-	args = append(args, n.cfg.Binary, "serve", "--data", n.cfg.Data, "--listen", listen, "--http", "", "--raft", "127.0.0.1:0", "--gossip", "127.0.0.1:0")
+	args = append(args, n.cfg.Binary, "serve", "--data", n.cfg.Data, "--listen", listen, "--http", "", "--raft", free, "--gossip", free)
 	args = append(args, n.cfg.Args...)
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), n.cfg.Env...)
@@ -163,6 +164,12 @@ func (n *Node) Log() string { return n.log.String() }
 
 // Done is closed when the process has ended.
 func (n *Node) Done() <-chan struct{} { return n.done }
+
+// SetArgs gives other arguments of serve to the next start.
+func (n *Node) SetArgs(args ...string) { n.cfg.Args = args }
+
+// Signal sends the node's process a signal.
+func (n *Node) Signal(s syscall.Signal) error { return n.cmd.Process.Signal(s) }
 
 // Kill9 ends the node as a loss of power would, and waits until it is gone.
 func (n *Node) Kill9() {
