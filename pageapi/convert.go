@@ -81,13 +81,20 @@ func mapToWire(m *placement.Map) *pb.GetShardMapResponse {
 		w.Nodes = append(w.Nodes, &pb.Node{Name: n.Name, Address: n.Address, Zone: n.Zone})
 	}
 	for _, replicas := range m.Replicas {
-		r := &pb.ShardReplicas{}
-		for _, n := range replicas {
-			r.Nodes = append(r.Nodes, uint32(n))
-		}
-		w.Replicas = append(w.Replicas, r)
+		w.Replicas = append(w.Replicas, &pb.ShardReplicas{Nodes: indexes[uint32](replicas)})
+	}
+	for _, c := range m.Chunks {
+		w.Chunks = append(w.Chunks, &pb.ChunkReplicas{Rel: relToWire(c.Chunk.RelFork), Segment: c.Chunk.Segment, Nodes: indexes[uint32](c.Replicas)})
 	}
 	return w
+}
+
+func indexes[To, From int | uint32](from []From) []To {
+	to := make([]To, len(from))
+	for i, n := range from {
+		to[i] = To(n)
+	}
+	return to
 }
 
 func mapFromWire(w *pb.GetShardMapResponse) (*placement.Map, error) {
@@ -96,11 +103,12 @@ func mapFromWire(w *pb.GetShardMapResponse) (*placement.Map, error) {
 		m.Nodes = append(m.Nodes, placement.Node{Name: n.Name, Address: n.Address, Zone: n.Zone})
 	}
 	for _, r := range w.GetReplicas() {
-		var replicas []int
-		for _, n := range r.Nodes {
-			replicas = append(replicas, int(n))
-		}
-		m.Replicas = append(m.Replicas, replicas)
+		m.Replicas = append(m.Replicas, indexes[int](r.Nodes))
+	}
+	for _, c := range w.GetChunks() {
+		r := c.GetRel() // may be an SLRU's, which relFromWire refuses
+		rel := pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: r.GetSpc(), DB: r.GetDb(), Rel: r.GetRel()}, Fork: pg.ForkNumber(r.GetFork())}
+		m.Chunks = append(m.Chunks, placement.ChunkReplicas{Chunk: placement.Chunk{RelFork: rel, Segment: c.Segment}, Replicas: indexes[int](c.Nodes)})
 	}
 	return m, m.Valid()
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -373,6 +374,41 @@ func TestMapsOfPastAndFuture(t *testing.T) {
 	}
 	if err := readOne(t.Context(), c, 500, 1); err != nil {
 		t.Error(err)
+	}
+}
+
+// A chunk with replicas of its own is read from those, the rest of its shard from the shard's.
+func TestChunksWithReplicasOfTheirOwn(t *testing.T) {
+	nodes, m := newCluster(t, 3)
+	next := *m
+	next.Epoch++
+	next.Replicas = nil
+	for range m.Replicas {
+		next.Replicas = append(next.Replicas, []int{0})
+	}
+	own := pg.PageKey{RelFork: testRel, Block: 40}
+	slru := pg.SLRUPage(pg.Xact, 5)
+	for _, key := range []pg.PageKey{slru, own} {
+		next.Chunks = append(next.Chunks, placement.ChunkReplicas{Chunk: placement.ChunkOf(key, 16), Replicas: []int{2, 1}})
+	}
+	slices.SortFunc(next.Chunks, func(a, b placement.ChunkReplicas) int { return a.Chunk.Compare(b.Chunk) })
+	for _, n := range nodes {
+		n.shardMap.Store(&next)
+	}
+	c := newTestClient(t, nodes[1].address)
+	blocks := make([]pg.BlockNumber, 100)
+	for i := range blocks {
+		blocks[i] = pg.BlockNumber(i)
+	}
+	if _, err := c.Pages(t.Context(), Position{LSN: 500}, testRel, blocks, make([]byte, len(blocks)*pg.BlockSize)); err != nil {
+		t.Fatal(err)
+	}
+	if a, b, d := nodes[0].reads.Load(), nodes[1].reads.Load(), nodes[2].reads.Load(); a < 84 || b+d < 16 {
+		t.Errorf("%d reads of the shards' node, %d and %d of the chunk's", a, b, d)
+	}
+	got, _ := c.Map(t.Context())
+	if !reflect.DeepEqual(got.Chunks, next.Chunks) {
+		t.Errorf("the map that arrived has %v, want %v", got.Chunks, next.Chunks)
 	}
 }
 

@@ -72,25 +72,11 @@ type echo struct {
 
 // measureEcho starts the other process and measures: one client that waits for each answer, then clients that keep depth requests under way.
 func (b *bench) measureEcho(ctx context.Context, request, clients, depth int, d time.Duration) (e echo, err error) {
-	cmd := exec.CommandContext(ctx, b.self, echoArg, fmt.Sprint(request))
-	out, err := cmd.StdoutPipe()
+	address, stop, err := b.start(ctx, echoArg, fmt.Sprint(request))
 	if err != nil {
 		return e, err
 	}
-	if err := cmd.Start(); err != nil {
-		return e, err
-	}
-	defer func() {
-		killed := cmd.Process.Kill()
-		if werr := cmd.Wait(); killed != nil {
-			err = errors.Join(err, killed, werr)
-		}
-	}()
-	address, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		return e, fmt.Errorf("echo server: %w", err)
-	}
-	address = strings.TrimSpace(address)
+	defer func() { err = stop(err) }()
 	if _, err := echoLatency(address, request, d/5); err != nil { // warms up
 		return e, err
 	}
@@ -119,6 +105,30 @@ func (b *bench) measureEcho(ctx context.Context, request, clients, depth int, d 
 	}
 	e.pagesPerSecond = float64(sum) / time.Since(began).Seconds()
 	return e, nil
+}
+
+// start runs this program as the other process, which prints its address. stop ends it, and adds to err what went wrong.
+func (b *bench) start(ctx context.Context, args ...string) (address string, stop func(err error) error, err error) {
+	cmd := exec.CommandContext(ctx, b.self, args...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", nil, err
+	}
+	stop = func(err error) error {
+		killed := cmd.Process.Kill()
+		if werr := cmd.Wait(); killed != nil {
+			err = errors.Join(err, killed, werr)
+		}
+		return err
+	}
+	address, err = bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		return "", nil, stop(fmt.Errorf("%s: %w", args[0], err))
+	}
+	return strings.TrimSpace(address), stop, nil
 }
 
 func echoLatency(address string, request int, d time.Duration) ([]time.Duration, error) {

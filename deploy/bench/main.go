@@ -63,6 +63,9 @@ func main() {
 	if len(os.Args) == 3 && os.Args[1] == echoArg {
 		exit(serveEcho(os.Args[2]))
 	}
+	if len(os.Args) == 2 && os.Args[1] == streamArg {
+		exit(serveStream())
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	exit(run(ctx))

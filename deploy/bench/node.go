@@ -252,7 +252,7 @@ const (
 // pages measures reads beside the echo, by turns.
 func (b *bench) pages(ctx context.Context, n *served) error {
 	d := time.Duration(b.readSeconds) * time.Second
-	var p50, p99, p999, rate, echo50, echoRate, short50, shortRate []float64
+	var p50, p99, p999, rate, echo50, echoRate, short50, shortRate, bare50, bareRate []float64
 	for i := range b.runs {
 		var r getPageResult
 		if err := n.call(ctx, &r, "bench", "getpage", "--duration", d.String(), "--clients", strconv.Itoa(readClients), "--batch", strconv.Itoa(readBatch),
@@ -267,21 +267,27 @@ func (b *bench) pages(ctx context.Context, n *served) error {
 		if err != nil {
 			return err
 		}
+		bare, err := b.measureStream(ctx, readClients, readBatch, d)
+		if err != nil {
+			return err
+		}
+		bare50, bareRate = append(bare50, bare.p50), append(bareRate, bare.pagesPerSecond)
 		p50, p99, p999, rate = append(p50, r.Latency.P50), append(p99, r.Latency.P99), append(p999, r.Latency.P999), append(rate, r.PagesPerSecond)
 		echo50, echoRate = append(echo50, e.p50), append(echoRate, e.pagesPerSecond)
 		short50, shortRate = append(short50, short.p50), append(shortRate, short.pagesPerSecond)
-		progress("pages, run %d: p50 %.1f µs, echo %.1f µs; pipelined %.0f pages/s, echo %.0f", i+1, r.Latency.P50, e.p50, r.PagesPerSecond, e.pagesPerSecond)
+		progress("pages, run %d: p50 %.1f µs, echo %.1f µs, bare stream %.1f; pipelined %.0f pages/s, echo %.0f, bare stream %.0f",
+			i+1, r.Latency.P50, e.p50, bare.p50, r.PagesPerSecond, e.pagesPerSecond, bare.pagesPerSecond)
 	}
 	ours, peer := of("p50", "µs", p50...), of("8 KiB TCP echo", "µs", echo50...)
 	ratio := ours.Median / peer.Median
 	b.report.add("GetPage, warm, one client: p50", "≤ 2.5×", ratio <= 2.5, ratio, "4096 random pages of all relations, gRPC on the loopback address, client and server processes on the same cores",
-		ours, peer, of("64 bytes for 8 KiB", "µs", short50...))
+		ours, peer, of("64 bytes for 8 KiB", "µs", short50...), of("bare gRPC stream of 8 KiB", "µs", bare50...))
 	b.report.add("GetPage, warm, one client: p99", "", true, 0, "", of("p99", "µs", p99...))
 	b.report.add("GetPage, warm, one client: p99.9", "", true, 0, "", of("p99.9", "µs", p999...))
 	ours, peer = of("GetPages", "pages/s", rate...), of("8 KiB TCP echo, pipelined", "pages/s", echoRate...)
 	ratio = ours.Median / peer.Median
 	b.report.add("GetPage, warm, pipelined", "≥ 0.6×", ratio >= 0.6, ratio, fmt.Sprintf("%d clients, %d pages under way each", readClients, readBatch),
-		ours, peer, of("64 bytes for 8 KiB, pipelined", "pages/s", shortRate...))
+		ours, peer, of("64 bytes for 8 KiB, pipelined", "pages/s", shortRate...), of("bare gRPC stream", "pages/s", bareRate...))
 	return nil
 }
 

@@ -1968,6 +1968,7 @@ type GetShardMapResponse struct {
 	SegmentBlocks uint32                 `protobuf:"varint,3,opt,name=segment_blocks,json=segmentBlocks,proto3" json:"segment_blocks,omitempty"`
 	Nodes         []*Node                `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Replicas      []*ShardReplicas       `protobuf:"bytes,5,rep,name=replicas,proto3" json:"replicas,omitempty"` // one a shard
+	Chunks        []*ChunkReplicas       `protobuf:"bytes,6,rep,name=chunks,proto3" json:"chunks,omitempty"`     // those that have replicas of their own, in the order of their spc, db, rel, fork and segment
 	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2034,6 +2035,13 @@ func (x *GetShardMapResponse) GetNodes() []*Node {
 func (x *GetShardMapResponse) GetReplicas() []*ShardReplicas {
 	if x != nil {
 		return x.Replicas
+	}
+	return nil
+}
+
+func (x *GetShardMapResponse) GetChunks() []*ChunkReplicas {
+	if x != nil {
+		return x.Chunks
 	}
 	return nil
 }
@@ -2143,6 +2151,67 @@ func (*ShardReplicas) Descriptor() ([]byte, []int) {
 }
 
 func (x *ShardReplicas) GetNodes() []uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// ChunkReplicas are the nodes that keep one chunk instead of its shard's.
+type ChunkReplicas struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rel           *RelFork               `protobuf:"bytes,1,opt,name=rel,proto3" json:"rel,omitempty"` // an SLRU's has tablespace 0 and its kind as database
+	Segment       uint32                 `protobuf:"varint,2,opt,name=segment,proto3" json:"segment,omitempty"`
+	Nodes         []uint32               `protobuf:"varint,3,rep,packed,name=nodes,proto3" json:"nodes,omitempty"` // indexes into nodes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChunkReplicas) Reset() {
+	*x = ChunkReplicas{}
+	mi := &file_everpage_v1_page_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChunkReplicas) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChunkReplicas) ProtoMessage() {}
+
+func (x *ChunkReplicas) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_page_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChunkReplicas.ProtoReflect.Descriptor instead.
+func (*ChunkReplicas) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_page_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ChunkReplicas) GetRel() *RelFork {
+	if x != nil {
+		return x.Rel
+	}
+	return nil
+}
+
+func (x *ChunkReplicas) GetSegment() uint32 {
+	if x != nil {
+		return x.Segment
+	}
+	return 0
+}
+
+func (x *ChunkReplicas) GetNodes() []uint32 {
 	if x != nil {
 		return x.Nodes
 	}
@@ -2301,20 +2370,25 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\n" +
 	"expires_us\x18\x02 \x01(\x10R\texpiresUs\x12\x1a\n" +
 	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"\x14\n" +
-	"\x12GetShardMapRequest\"\xe7\x01\n" +
+	"\x12GetShardMapRequest\"\x9b\x02\n" +
 	"\x13GetShardMapResponse\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06shards\x18\x02 \x01(\rR\x06shards\x12%\n" +
 	"\x0esegment_blocks\x18\x03 \x01(\rR\rsegmentBlocks\x12'\n" +
 	"\x05nodes\x18\x04 \x03(\v2\x11.everpage.v1.NodeR\x05nodes\x126\n" +
-	"\breplicas\x18\x05 \x03(\v2\x1a.everpage.v1.ShardReplicasR\breplicas\x12\x1a\n" +
+	"\breplicas\x18\x05 \x03(\v2\x1a.everpage.v1.ShardReplicasR\breplicas\x122\n" +
+	"\x06chunks\x18\x06 \x03(\v2\x1a.everpage.v1.ChunkReplicasR\x06chunks\x12\x1a\n" +
 	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"H\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\")\n" +
 	"\rShardReplicas\x12\x18\n" +
-	"\x05nodes\x18\x01 \x03(\rB\x02\x10\x01R\x05nodes2\xed\x06\n" +
+	"\x05nodes\x18\x01 \x03(\rB\x02\x10\x01R\x05nodes\"k\n" +
+	"\rChunkReplicas\x12&\n" +
+	"\x03rel\x18\x01 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x18\n" +
+	"\asegment\x18\x02 \x01(\rR\asegment\x12\x18\n" +
+	"\x05nodes\x18\x03 \x03(\rB\x02\x10\x01R\x05nodes2\xed\x06\n" +
 	"\vPageService\x12K\n" +
 	"\bGetPages\x12\x1c.everpage.v1.GetPagesRequest\x1a\x1d.everpage.v1.GetPagesResponse(\x010\x01\x12M\n" +
 	"\n" +
@@ -2340,7 +2414,7 @@ func file_everpage_v1_page_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_page_proto_rawDescData
 }
 
-var file_everpage_v1_page_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_everpage_v1_page_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_everpage_v1_page_proto_goTypes = []any{
 	(*GetPagesRequest)(nil),          // 0: everpage.v1.GetPagesRequest
 	(*GetPagesResponse)(nil),         // 1: everpage.v1.GetPagesResponse
@@ -2375,29 +2449,30 @@ var file_everpage_v1_page_proto_goTypes = []any{
 	(*GetShardMapResponse)(nil),      // 30: everpage.v1.GetShardMapResponse
 	(*Node)(nil),                     // 31: everpage.v1.Node
 	(*ShardReplicas)(nil),            // 32: everpage.v1.ShardReplicas
-	(*Position)(nil),                 // 33: everpage.v1.Position
-	(*RelFork)(nil),                  // 34: everpage.v1.RelFork
-	(*Status)(nil),                   // 35: everpage.v1.Status
-	(*Target)(nil),                   // 36: everpage.v1.Target
+	(*ChunkReplicas)(nil),            // 33: everpage.v1.ChunkReplicas
+	(*Position)(nil),                 // 34: everpage.v1.Position
+	(*RelFork)(nil),                  // 35: everpage.v1.RelFork
+	(*Status)(nil),                   // 36: everpage.v1.Status
+	(*Target)(nil),                   // 37: everpage.v1.Target
 }
 var file_everpage_v1_page_proto_depIdxs = []int32{
-	33, // 0: everpage.v1.GetPagesRequest.at:type_name -> everpage.v1.Position
-	34, // 1: everpage.v1.GetPagesRequest.rel:type_name -> everpage.v1.RelFork
-	35, // 2: everpage.v1.GetPagesResponse.status:type_name -> everpage.v1.Status
-	34, // 3: everpage.v1.GetPagesResponse.rel:type_name -> everpage.v1.RelFork
+	34, // 0: everpage.v1.GetPagesRequest.at:type_name -> everpage.v1.Position
+	35, // 1: everpage.v1.GetPagesRequest.rel:type_name -> everpage.v1.RelFork
+	36, // 2: everpage.v1.GetPagesResponse.status:type_name -> everpage.v1.Status
+	35, // 3: everpage.v1.GetPagesResponse.rel:type_name -> everpage.v1.RelFork
 	30, // 4: everpage.v1.GetPagesResponse.map:type_name -> everpage.v1.GetShardMapResponse
-	33, // 5: everpage.v1.GetRelSizeRequest.at:type_name -> everpage.v1.Position
-	34, // 6: everpage.v1.GetRelSizeRequest.rel:type_name -> everpage.v1.RelFork
-	33, // 7: everpage.v1.ListRelationsRequest.at:type_name -> everpage.v1.Position
+	34, // 5: everpage.v1.GetRelSizeRequest.at:type_name -> everpage.v1.Position
+	35, // 6: everpage.v1.GetRelSizeRequest.rel:type_name -> everpage.v1.RelFork
+	34, // 7: everpage.v1.ListRelationsRequest.at:type_name -> everpage.v1.Position
 	6,  // 8: everpage.v1.ListRelationsResponse.relations:type_name -> everpage.v1.Relation
-	34, // 9: everpage.v1.Relation.rel:type_name -> everpage.v1.RelFork
-	33, // 10: everpage.v1.GetSlruSegmentRequest.at:type_name -> everpage.v1.Position
-	33, // 11: everpage.v1.ListSlruSegmentsRequest.at:type_name -> everpage.v1.Position
+	35, // 9: everpage.v1.Relation.rel:type_name -> everpage.v1.RelFork
+	34, // 10: everpage.v1.GetSlruSegmentRequest.at:type_name -> everpage.v1.Position
+	34, // 11: everpage.v1.ListSlruSegmentsRequest.at:type_name -> everpage.v1.Position
 	11, // 12: everpage.v1.ListSlruSegmentsResponse.segments:type_name -> everpage.v1.SlruSegment
-	33, // 13: everpage.v1.GetPageHistoryRequest.at:type_name -> everpage.v1.Position
-	34, // 14: everpage.v1.GetPageHistoryRequest.rel:type_name -> everpage.v1.RelFork
+	34, // 13: everpage.v1.GetPageHistoryRequest.at:type_name -> everpage.v1.Position
+	35, // 14: everpage.v1.GetPageHistoryRequest.rel:type_name -> everpage.v1.RelFork
 	14, // 15: everpage.v1.GetPageHistoryResponse.versions:type_name -> everpage.v1.PageVersion
-	33, // 16: everpage.v1.GetClusterStateRequest.at:type_name -> everpage.v1.Position
+	34, // 16: everpage.v1.GetClusterStateRequest.at:type_name -> everpage.v1.Position
 	18, // 17: everpage.v1.GetClusterStateResponse.databases:type_name -> everpage.v1.DatabaseDir
 	19, // 18: everpage.v1.GetClusterStateResponse.relation_maps:type_name -> everpage.v1.RelationMap
 	20, // 19: everpage.v1.GetClusterStateResponse.tablespaces:type_name -> everpage.v1.Tablespace
@@ -2405,36 +2480,38 @@ var file_everpage_v1_page_proto_depIdxs = []int32{
 	22, // 21: everpage.v1.GetClusterStateResponse.origins:type_name -> everpage.v1.Origin
 	23, // 22: everpage.v1.GetClusterStateResponse.files:type_name -> everpage.v1.ConfigFile
 	17, // 23: everpage.v1.GetClusterStateResponse.damage:type_name -> everpage.v1.Damage
-	34, // 24: everpage.v1.Damage.rel:type_name -> everpage.v1.RelFork
-	36, // 25: everpage.v1.ResolveTargetRequest.target:type_name -> everpage.v1.Target
+	35, // 24: everpage.v1.Damage.rel:type_name -> everpage.v1.RelFork
+	37, // 25: everpage.v1.ResolveTargetRequest.target:type_name -> everpage.v1.Target
 	26, // 26: everpage.v1.ResolveTargetResponse.around:type_name -> everpage.v1.CommitEntry
 	31, // 27: everpage.v1.GetShardMapResponse.nodes:type_name -> everpage.v1.Node
 	32, // 28: everpage.v1.GetShardMapResponse.replicas:type_name -> everpage.v1.ShardReplicas
-	0,  // 29: everpage.v1.PageService.GetPages:input_type -> everpage.v1.GetPagesRequest
-	2,  // 30: everpage.v1.PageService.GetRelSize:input_type -> everpage.v1.GetRelSizeRequest
-	4,  // 31: everpage.v1.PageService.ListRelations:input_type -> everpage.v1.ListRelationsRequest
-	7,  // 32: everpage.v1.PageService.GetSlruSegment:input_type -> everpage.v1.GetSlruSegmentRequest
-	9,  // 33: everpage.v1.PageService.ListSlruSegments:input_type -> everpage.v1.ListSlruSegmentsRequest
-	12, // 34: everpage.v1.PageService.GetPageHistory:input_type -> everpage.v1.GetPageHistoryRequest
-	15, // 35: everpage.v1.PageService.GetClusterState:input_type -> everpage.v1.GetClusterStateRequest
-	24, // 36: everpage.v1.PageService.ResolveTarget:input_type -> everpage.v1.ResolveTargetRequest
-	27, // 37: everpage.v1.PageService.LeaseLsn:input_type -> everpage.v1.LeaseLsnRequest
-	29, // 38: everpage.v1.PageService.GetShardMap:input_type -> everpage.v1.GetShardMapRequest
-	1,  // 39: everpage.v1.PageService.GetPages:output_type -> everpage.v1.GetPagesResponse
-	3,  // 40: everpage.v1.PageService.GetRelSize:output_type -> everpage.v1.GetRelSizeResponse
-	5,  // 41: everpage.v1.PageService.ListRelations:output_type -> everpage.v1.ListRelationsResponse
-	8,  // 42: everpage.v1.PageService.GetSlruSegment:output_type -> everpage.v1.GetSlruSegmentResponse
-	10, // 43: everpage.v1.PageService.ListSlruSegments:output_type -> everpage.v1.ListSlruSegmentsResponse
-	13, // 44: everpage.v1.PageService.GetPageHistory:output_type -> everpage.v1.GetPageHistoryResponse
-	16, // 45: everpage.v1.PageService.GetClusterState:output_type -> everpage.v1.GetClusterStateResponse
-	25, // 46: everpage.v1.PageService.ResolveTarget:output_type -> everpage.v1.ResolveTargetResponse
-	28, // 47: everpage.v1.PageService.LeaseLsn:output_type -> everpage.v1.LeaseLsnResponse
-	30, // 48: everpage.v1.PageService.GetShardMap:output_type -> everpage.v1.GetShardMapResponse
-	39, // [39:49] is the sub-list for method output_type
-	29, // [29:39] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	33, // 29: everpage.v1.GetShardMapResponse.chunks:type_name -> everpage.v1.ChunkReplicas
+	35, // 30: everpage.v1.ChunkReplicas.rel:type_name -> everpage.v1.RelFork
+	0,  // 31: everpage.v1.PageService.GetPages:input_type -> everpage.v1.GetPagesRequest
+	2,  // 32: everpage.v1.PageService.GetRelSize:input_type -> everpage.v1.GetRelSizeRequest
+	4,  // 33: everpage.v1.PageService.ListRelations:input_type -> everpage.v1.ListRelationsRequest
+	7,  // 34: everpage.v1.PageService.GetSlruSegment:input_type -> everpage.v1.GetSlruSegmentRequest
+	9,  // 35: everpage.v1.PageService.ListSlruSegments:input_type -> everpage.v1.ListSlruSegmentsRequest
+	12, // 36: everpage.v1.PageService.GetPageHistory:input_type -> everpage.v1.GetPageHistoryRequest
+	15, // 37: everpage.v1.PageService.GetClusterState:input_type -> everpage.v1.GetClusterStateRequest
+	24, // 38: everpage.v1.PageService.ResolveTarget:input_type -> everpage.v1.ResolveTargetRequest
+	27, // 39: everpage.v1.PageService.LeaseLsn:input_type -> everpage.v1.LeaseLsnRequest
+	29, // 40: everpage.v1.PageService.GetShardMap:input_type -> everpage.v1.GetShardMapRequest
+	1,  // 41: everpage.v1.PageService.GetPages:output_type -> everpage.v1.GetPagesResponse
+	3,  // 42: everpage.v1.PageService.GetRelSize:output_type -> everpage.v1.GetRelSizeResponse
+	5,  // 43: everpage.v1.PageService.ListRelations:output_type -> everpage.v1.ListRelationsResponse
+	8,  // 44: everpage.v1.PageService.GetSlruSegment:output_type -> everpage.v1.GetSlruSegmentResponse
+	10, // 45: everpage.v1.PageService.ListSlruSegments:output_type -> everpage.v1.ListSlruSegmentsResponse
+	13, // 46: everpage.v1.PageService.GetPageHistory:output_type -> everpage.v1.GetPageHistoryResponse
+	16, // 47: everpage.v1.PageService.GetClusterState:output_type -> everpage.v1.GetClusterStateResponse
+	25, // 48: everpage.v1.PageService.ResolveTarget:output_type -> everpage.v1.ResolveTargetResponse
+	28, // 49: everpage.v1.PageService.LeaseLsn:output_type -> everpage.v1.LeaseLsnResponse
+	30, // 50: everpage.v1.PageService.GetShardMap:output_type -> everpage.v1.GetShardMapResponse
+	41, // [41:51] is the sub-list for method output_type
+	31, // [31:41] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_page_proto_init() }
@@ -2449,7 +2526,7 @@ func file_everpage_v1_page_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_page_proto_rawDesc), len(file_everpage_v1_page_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
