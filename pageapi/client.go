@@ -101,7 +101,7 @@ func (c *Client) node(address string) (*node, error) {
 	if c.closed {
 		return nil, Errorf(Unavailable, "the client is closed")
 	}
-	n, err := dial(address)
+	n, err := dial(c.ctx, address)
 	if err != nil {
 		return nil, err
 	}

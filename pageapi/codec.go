@@ -135,7 +135,14 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 
 var errAnswer = errors.New("malformed GetPagesResponse")
 
-func (a *pagesAnswer) read(r *mem.Reader) error {
+// answerReader gives the bytes of one message.
+type answerReader interface {
+	io.Reader
+	io.ByteReader
+	Remaining() int
+}
+
+func (a *pagesAnswer) read(r answerReader) error {
 	for r.Remaining() > 0 {
 		tag, err := readVarint(r)
 		if err != nil {
@@ -176,7 +183,7 @@ func (a *pagesAnswer) read(r *mem.Reader) error {
 			if kind == protowire.Fixed64Type {
 				n = 8
 			}
-			if _, err := r.Discard(n); err != nil {
+			if _, err := io.CopyN(io.Discard, r, int64(n)); err != nil {
 				return err
 			}
 		default:
@@ -231,8 +238,11 @@ func (a *pagesAnswer) content(field protowire.Number, b []byte) error {
 func readVarint(r io.ByteReader) (v uint64, err error) {
 	for shift := uint(0); shift < 64; shift += 7 {
 		c, err := r.ReadByte()
-		if err != nil {
+		if err == io.EOF {
 			return 0, errAnswer
+		}
+		if err != nil {
+			return 0, err
 		}
 		v |= uint64(c&0x7f) << shift
 		if c < 0x80 {
@@ -246,7 +256,7 @@ func readVarint(r io.ByteReader) (v uint64, err error) {
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(4 << 20), grpc.MaxConcurrentStreams(maxStreamsOfConnection),
+		grpc.InitialWindowSize(1 << 20), grpc.InitialConnWindowSize(4 << 20), grpc.SharedWriteBuffer(true), grpc.MaxConcurrentStreams(maxStreamsOfConnection),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}

@@ -36,6 +36,18 @@ func (b *hedgeBudget) take() bool {
 // node is given up and suspect.
 func (c *Client) try(ctx context.Context, n, other *node, q *query, limit time.Duration) (pg.LSN, error) {
 	s := n.borrow()
+	reused := s.lastID != 0
+	lsn, err := c.tryStream(ctx, s, other, q, limit)
+	if reused && isTransport(err) && ctx.Err() == nil {
+		// The connection may be of a node that has started again since.
+		n.dropIdle()
+		lsn, err = c.tryStream(ctx, n.borrow(), other, q, limit)
+	}
+	return lsn, c.blame(n, err)
+}
+
+func (c *Client) tryStream(ctx context.Context, s *pageStream, other *node, q *query, limit time.Duration) (pg.LSN, error) {
+	n := s.n
 	began := time.Now()
 	stop := context.AfterFunc(ctx, s.cancel)
 	var w *watch
@@ -72,7 +84,7 @@ func (c *Client) try(ctx context.Context, n, other *node, q *query, limit time.D
 		c.suspect(n)
 		return 0, &slowError{Errorf(Unavailable, "node %s did not answer for %s", n.address, limit)}
 	}
-	return 0, c.blame(n, err)
+	return 0, err
 }
 
 // blame makes the node suspect if it, not one request, is at fault, and makes the error one of the package's own.

@@ -20,6 +20,7 @@ import (
 
 // node is the client's side of one node: the connection, its idle page streams, and how well it has answered.
 type node struct {
+	ctx     context.Context // of the client
 	address string
 	conn    *grpc.ClientConn
 	pages   pb.PageServiceClient
@@ -34,14 +35,15 @@ type node struct {
 }
 
 const (
-	idleStreams = 16 // streams that are kept open to a node when nobody uses them
+	idleStreams = 64 // streams that are kept open to a node when nobody uses them
 	fewPages    = 8
 )
 
-func dial(address string) (*node, error) {
+// dial makes a node, whose streams end with ctx at the latest.
+func dial(ctx context.Context, address string) (*node, error) {
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
-		grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(8<<20),
+		grpc.WithInitialWindowSize(4<<20), grpc.WithInitialConnWindowSize(8<<20), grpc.WithSharedWriteBuffer(true),
 		// A node that comes back is to be noticed soon, one that never was there is not worth much effort.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
@@ -54,7 +56,7 @@ func dial(address string) (*node, error) {
 		return nil, Errorf(Invalid, "server address %q: %w", address, err)
 	}
 	return &node{
-		address: address, conn: conn, pages: pb.NewPageServiceClient(conn), idle: make(chan *pageStream, idleStreams), readable: map[uint32]pg.LSN{},
+		ctx: ctx, address: address, conn: conn, pages: pb.NewPageServiceClient(conn), idle: make(chan *pageStream, idleStreams), readable: map[uint32]pg.LSN{},
 	}, nil
 }
 
@@ -181,7 +183,7 @@ func (n *node) borrow() *pageStream {
 		return s
 	default:
 	}
-	ctx, cancel := context.WithCancel(context.Background()) // the stream outlives the request; who waits cancels it when the request's context ends
+	ctx, cancel := context.WithCancel(n.ctx) // the stream outlives the request; who waits cancels it when the request's context ends
 	return &pageStream{n: n, ctx: ctx, cancel: cancel}
 }
 

@@ -146,7 +146,7 @@ func serve(t *testing.T, wrap func(*pagesAnswer)) (*fakePages, *Client) {
 	return &n.fakePages, newTestClient(t, n.address)
 }
 
-func newTestClient(t *testing.T, addresses ...string) *Client {
+func newTestClient(t testing.TB, addresses ...string) *Client {
 	c, err := NewClient(addresses)
 	if err != nil {
 		t.Fatal(err)
@@ -163,7 +163,7 @@ type fakeNode struct {
 	served  sync.WaitGroup
 }
 
-func newFakeNode(t *testing.T, wrap func(*pagesAnswer)) *fakeNode {
+func newFakeNode(t testing.TB, wrap func(*pagesAnswer)) *fakeNode {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -188,7 +188,8 @@ func (n *fakeNode) start(l net.Listener, wrap func(*pagesAnswer)) {
 		}))
 	}
 	n.server = grpc.NewServer(opts...)
-	pb.RegisterPageServiceServer(n.server, NewServer(&n.fakePages))
+	server := NewServer(&n.fakePages)
+	pb.RegisterPageServiceServer(n.server, server)
 	n.served.Go(func() { n.server.Serve(l) })
 }
 

@@ -149,8 +149,10 @@ func (c *Client) run(ctx context.Context, q *query) (pg.LSN, error) {
 		}
 		owners := m.Owners(pg.PageKey{RelFork: q.rel, Block: q.blocks[0]})
 		q.epoch = m.Epoch
-		outcome := roundOutcome{err: Errorf(Unavailable, "no node keeps %s in the shard map of epoch %d", q, m.Epoch)}
-		if len(owners) > 0 {
+		var outcome roundOutcome
+		if len(owners) == 0 {
+			outcome.err = Errorf(Unavailable, "no node keeps %s in the shard map of epoch %d", q, m.Epoch)
+		} else {
 			addresses := make([]string, len(owners))
 			for i, o := range owners {
 				addresses[i] = o.Address
@@ -172,6 +174,9 @@ func (c *Client) run(ctx context.Context, q *query) (pg.LSN, error) {
 		}
 		if ctx.Err() != nil || !outcome.patient && len(m.Nodes) == 1 && c.shardMap.Load().Epoch == m.Epoch {
 			return 0, outcome.err
+		}
+		if c.ctx.Err() != nil {
+			return 0, Errorf(Unavailable, "the client is closed")
 		}
 		if _, bounded := ctx.Deadline(); outcome.patient && !bounded && time.Since(began) > DefaultWait {
 			return 0, outcome.err
@@ -260,6 +265,9 @@ func (c *Client) round(ctx context.Context, q *query, nodes []*node, round int) 
 			}
 		}
 		if ctx.Err() != nil {
+			if o.patient {
+				err = o.err // what a node said tells more than that the time is over
+			}
 			return 0, true, roundOutcome{err: err}
 		}
 		var slow *slowError

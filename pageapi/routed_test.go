@@ -288,7 +288,7 @@ func TestAReplicaThatIsBehindIsPassedBy(t *testing.T) {
 		t.Errorf("%d reads of LSN 900 were made by nodes that are at 400", n)
 	}
 	// What nobody has is waited for as long as the request allows, and the error says why.
-	ctx, cancel := context.WithTimeout(t.Context(), 600*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	err := readOne(ctx, c, 5000, 1)
 	if CodeOf(err) != Unavailable || !strings.Contains(err.Error(), "the primary sleeps") {
@@ -374,6 +374,21 @@ func TestMapsOfPastAndFuture(t *testing.T) {
 	}
 	if err := readOne(t.Context(), c, 500, 1); err != nil {
 		t.Error(err)
+	}
+}
+
+// Closing the client ends what is under way.
+func TestCloseEndsRequests(t *testing.T) {
+	nodes, _ := newCluster(t, 2)
+	c := newTestClient(t, nodes[0].address)
+	done := make(chan error, 1)
+	go func() { done <- readOne(t.Context(), c, 5000, 1) }() // an LSN that nobody has
+	until(t, "the read is under way", func() bool { return c.Stats().Requests > 0 })
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; CodeOf(err) != Unavailable {
+		t.Errorf("a read under way when the client was closed: %v", err)
 	}
 }
 

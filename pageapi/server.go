@@ -50,9 +50,8 @@ func (s *Server) at(ctx context.Context, at Position, timeoutMS uint32) (Positio
 func (s *Server) GetPages(stream pb.PageService_GetPagesServer) error {
 	defer s.streams.Add(-1)
 	if s.streams.Add(1) > maxStreams {
-		return toGRPC(Errorf(Exhausted, "%d page streams are open to this node, it allows no more", maxStreams))
+		return toGRPC(tooManyStreams())
 	}
-	ctx := stream.Context()
 	var req pb.GetPagesRequest
 	var answer pagesAnswer
 	for {
@@ -62,18 +61,27 @@ func (s *Server) GetPages(stream pb.PageService_GetPagesServer) error {
 			}
 			return err
 		}
-		answer = pagesAnswer{id: req.Id, blocks: req.Blocks}
-		if err := s.readPages(ctx, &req, &answer); err != nil {
-			answer.drop()
-			answer.status, answer.checksum = statusOf(err), 0
-			if answer.status.Code == WrongOwner {
-				answer.shardMap = mapToWire(s.pages.Map())
-			}
-		}
+		s.answer(stream.Context(), &req, &answer)
 		err := stream.SendMsg(&answer)
 		answer.drop()
 		if err != nil {
 			return err
+		}
+	}
+}
+
+func tooManyStreams() error {
+	return Errorf(Exhausted, "%d page streams are open to this node, it allows no more", maxStreams)
+}
+
+// answer makes the answer to one request. Its pages are the caller's to drop.
+func (s *Server) answer(ctx context.Context, req *pb.GetPagesRequest, a *pagesAnswer) {
+	*a = pagesAnswer{id: req.Id, blocks: req.Blocks}
+	if err := s.readPages(ctx, req, a); err != nil {
+		a.drop()
+		a.status, a.checksum = statusOf(err), 0
+		if a.status.Code == WrongOwner {
+			a.shardMap = mapToWire(s.pages.Map())
 		}
 	}
 }
