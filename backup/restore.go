@@ -163,7 +163,9 @@ func (f *Filler) Status() (left int, err error) {
 func (f *Filler) missing() (list []shardKey) {
 	for _, b := range f.Target.Branches() {
 		for shard := range f.Target.Shards() {
-			if c := f.Target.Coverage(b, placement.Shard(shard)); c.Owned && !c.Complete {
+			// What the node has itself begins at From. Where the backup ends before that, only another replica can fill the shard.
+			have := f.Source.registry.Current(b, placement.Shard(shard))
+			if c := f.Target.Coverage(b, placement.Shard(shard)); c.Owned && !c.Complete && have.Ref != "" && c.From <= have.LSN {
 				list = append(list, shardKey{b, placement.Shard(shard)})
 			}
 		}
