@@ -12,10 +12,11 @@ type factor struct {
 	values []string
 }
 
-// The factors that are no settings of postgresql.conf.
+// The first two are no settings of postgresql.conf.
 const (
-	checksums   = "checksums"
-	segmentSize = "wal_segment_size" // MB
+	checksums    = "checksums"
+	segmentSize  = "wal_segment_size" // MB
+	trackCommits = "track_commit_timestamp"
 )
 
 // factors are a major's: its servers' builds differ in what they compress with.
@@ -34,7 +35,7 @@ func factors(major int) []factor {
 		{"wal_log_hints", []string{"off", "on"}},
 		{"full_page_writes", []string{"on", "off"}},
 		{"wal_level", []string{"replica", "logical"}},
-		{"track_commit_timestamp", []string{"on", "off"}},
+		{trackCommits, []string{"on", "off"}},
 	}
 }
 
@@ -129,15 +130,31 @@ type plannedRun struct {
 	Seed  int64
 	combo combination
 	wraps bool // transaction ids, multixacts and their members begin just before their wraparound, not just before the end of a segment of their logs
+	// states is how often the server stops, between rounds of what changes no page of a relation; 0: a run of the workloads.
+	states int
 }
 
 // seedsPerMajor is how far the seeds of two majors are apart.
 const seedsPerMajor = 100_000
 
+// The runs of states are counted from statesFrom on.
+const (
+	statesFrom  = 50_000
+	statesStops = 21
+)
+
 // plan is the major's i-th run. Its seed tells all of it.
 func plan(major, i int) plannedRun {
 	rows := array(factors(major))
+	if i >= statesFrom {
+		rows = slices.DeleteFunc(rows, func(c combination) bool { return !c.tracksCommits(factors(major)) })
+		return plannedRun{Major: major, Seed: int64(major)*seedsPerMajor + int64(i), combo: rows[(i-statesFrom)%len(rows)], states: statesStops}
+	}
 	return plannedRun{Major: major, Seed: int64(major)*seedsPerMajor + int64(i), combo: rows[i%len(rows)], wraps: i%3 == 2}
+}
+
+func (c combination) tracksCommits(fs []factor) bool {
+	return c[slices.IndexFunc(fs, func(f factor) bool { return f.name == trackCommits })] == "on"
 }
 
 // settings is what the journal calls the run.
@@ -145,6 +162,9 @@ func (p plannedRun) settings() string {
 	text := p.combo.text(factors(p.Major))
 	if p.wraps {
 		text += " counters=wrapping"
+	}
+	if p.states > 0 {
+		text += fmt.Sprintf(" stops=%d", p.states)
 	}
 	return text
 }
@@ -159,6 +179,9 @@ func (p plannedRun) server() (settings map[string]string, initdb []string) {
 	settings = map[string]string{"allow_in_place_tablespaces": "on"}
 	if p.wraps {
 		settings["autovacuum_freeze_max_age"], settings["autovacuum_multixact_freeze_max_age"] = "2000000000", "2000000000"
+	}
+	if p.states > 0 {
+		settings["wal_consistency_checking"] = "" // the records in question have no images
 	}
 	for i, f := range factors(p.Major) {
 		v := p.combo[i]

@@ -44,6 +44,12 @@ func makeCorpus(ctx context.Context, dir string, run plannedRun, log func(string
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, m.server.Close()) }()
+	if run.states > 0 {
+		if err := m.states(ctx); err != nil {
+			return nil, fmt.Errorf("states: %w", err)
+		}
+		return &m.corpus, os.RemoveAll(filepath.Join(dir, "server"))
+	}
 	m.log("mixed workload")
 	if err := m.first(ctx); err != nil {
 		return nil, fmt.Errorf("mixed workload: %w", err)
@@ -60,6 +66,17 @@ func makeCorpus(ctx context.Context, dir string, run plannedRun, log func(string
 }
 
 func (m *maker) first(ctx context.Context) error {
+	if err := m.start(ctx); err != nil {
+		return err
+	}
+	if err := m.work(ctx, workload.Mixed); err != nil {
+		return err
+	}
+	return m.stop(ctx, "stop1")
+}
+
+// start keeps the base and starts the server.
+func (m *maker) start(ctx context.Context) error {
 	if err := m.advance(ctx); err != nil {
 		return err
 	}
@@ -70,13 +87,42 @@ func (m *maker) first(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if m.corpus.version, err = m.server.Value(ctx, "postgres", "show server_version"); err != nil {
+	m.corpus.version, err = m.server.Value(ctx, "postgres", "show server_version")
+	return err
+}
+
+// states stops the server after each of many small rounds. Before some stops it was killed.
+func (m *maker) states(ctx context.Context) error {
+	if err := m.start(ctx); err != nil {
 		return err
 	}
-	if err := m.work(ctx, workload.Mixed); err != nil {
+	for round := 1; ; round++ {
+		if err := workload.States(ctx, m.server, round); err != nil {
+			return err
+		}
+		if round%5 == 0 {
+			if err := workload.Crash(ctx, m.server); err != nil {
+				return err
+			}
+		}
+		if round == m.run.states {
+			break
+		}
+		m.log(fmt.Sprintf("stop %d", round))
+		if err := m.stop(ctx, fmt.Sprintf("stop%d", round)); err != nil {
+			return err
+		}
+		if err := m.server.StartAgain(ctx); err != nil {
+			return err
+		}
+	}
+	if err := m.server.Stop(ctx, pgtest.Fast); err != nil {
 		return err
 	}
-	return m.stop(ctx, "stop1")
+	if err := m.server.MoveWAL(m.corpus.wal); err != nil {
+		return err
+	}
+	return m.server.CopyCold(m.corpus.final)
 }
 
 // advance sets the new cluster's counters.

@@ -135,12 +135,15 @@ func runAll(ctx context.Context, o options, out io.Writer) error {
 	return nil
 }
 
-// plans are the runs of all majors: the first of each, then the second.
+// plans are the runs of all majors: that of states of each, then the first of the workloads of each, then the second.
 func plans(o options) []plannedRun {
 	if o.seed != 0 {
 		return []plannedRun{plan(int(o.seed/seedsPerMajor), int(o.seed%seedsPerMajor))}
 	}
 	var all []plannedRun
+	for _, major := range o.majors {
+		all = append(all, plan(major, statesFrom))
+	}
 	for i := 0; ; i++ {
 		before := len(all)
 		for _, major := range o.majors {

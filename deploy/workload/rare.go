@@ -42,6 +42,37 @@ func Rare(ctx context.Context, s *pgtest.Server) error {
 	return err
 }
 
+// States is one of many rounds, counted from 1, of all that changes no page of a relation: transactions with subtransactions, prepared ones, multixacts,
+// truncations, databases, tablespaces, relation maps, origins, counters, and the logs' truncation. It leaves a transaction prepared, whose end is in the
+// next round.
+func States(ctx context.Context, s *pgtest.Server, round int) error {
+	prepared := func(n int) string { return fmt.Sprintf("'states_%d'", n) }
+	if round > 1 {
+		end := []string{"commit", "rollback"}[round%2]
+		if _, err := s.SQL(ctx, "postgres", end+" prepared "+prepared(round-1)); err != nil {
+			return err
+		}
+	}
+	text, err := rareScripts.ReadFile("rare/40_states.sql")
+	if err != nil {
+		return err
+	}
+	vars := map[string]string{"round": strconv.Itoa(round), "before": strconv.Itoa(round - 1), "new": strconv.FormatBool(s.Major() >= 15)}
+	if _, err := s.Psql(ctx, "postgres", string(text), vars); err != nil {
+		return fmt.Errorf("rare/40_states: %w", err)
+	}
+	if err := Freeze(ctx, s, statesBurn); err != nil {
+		return err
+	}
+	_, err = s.SQL(ctx, "postgres", fmt.Sprintf("alter system set max_connections = %d", 90+round),
+		"begin", fmt.Sprintf("insert into st values (%d, 'prepared')", 20000+round), "savepoint s", fmt.Sprintf("create table st_prepared_%d(a int)", round),
+		"prepare transaction "+prepared(round))
+	return err
+}
+
+// statesBurn is a page of the commit log and a segment of commit times.
+const statesBurn = 33000
+
 // Crash kills a server while it writes a long transaction, most likely in the middle of a record that reaches over a page's end: the records that it
 // wrote are complete up to there, and what comes next begins with a note of the one that is not.
 func Crash(ctx context.Context, s *pgtest.Server) (err error) {
