@@ -114,7 +114,7 @@ func (n *Node) takeShard(ctx context.Context, s *cluster.State, branches []uint3
 	for _, branch := range branches {
 		missing = missing || !n.store.Coverage(branch, shard).Complete
 	}
-	if missing && r.Role != placement.Joining {
+	if missing && r.Role != placement.Joining && len(s.Map[shard].Full()) > 1 {
 		// The map says that this node has it: its disk must have lost it. Others may have the rest; until then reads ask them.
 		var refused *cluster.Refused
 		_, err := n.cluster.Propose(ctx, &command.LoseReplica{Shard: shard, Node: n.cluster.ID()})
