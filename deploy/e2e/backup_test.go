@@ -220,3 +220,43 @@ func TestRecoverFromTheStoreAlone(t *testing.T) {
 	waitReadable(t, again, last)
 	compareDigests(t, again, want)
 }
+
+// TestStoreAway: while the store is gone, reads and commits go on, the primary and the spool keep what the store lacks, and afterwards nothing is missing.
+func TestStoreAway(t *testing.T) {
+	t.Parallel()
+	s, b := newPrimary(t), newBackedUp(t, "--spool-keep", "1")
+	pgbench(t, s, "-i", "-s", "1")
+	attach(t, b.node, s)
+	backupList(t, b.node, "backup", "now")
+	b.s3.Kill()
+	pgbench(t, s, "-c", "2", "-t", "300")
+	for range 3 {
+		s.MustSQL(t, "postgres", "select pg_switch_wal()", "create table if not exists filler(v text)", "insert into filler select repeat('f', 1000) from generate_series(1, 2000)")
+	}
+	end := caughtUp(t, b.node, s)
+	if r := b.node.Run(t.Context(), "backup", "now"); r.Code == 0 {
+		t.Errorf("backup now without a store: %s", r.Stdout)
+	}
+	away := backupList(t, b.node)
+	if away.Archive.Lag == 0 || away.Archive.Error == "" {
+		t.Errorf("without the store backup list tells %+v", away.Archive)
+	}
+	held := s.MustSQL(t, "postgres", "select restart_lsn from pg_replication_slots where slot_name = 'everpage_main_hold'")
+	if len(held) != 1 || parseLSN(t, held[0][0]) > away.Archive.End {
+		t.Errorf("the primary keeps WAL from %v, the store has it up to %s", held, away.Archive.End)
+	}
+	if err := b.s3.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the store has all again", func() (bool, string) {
+		l := backupList(t, b.node)
+		return l.Archive.End >= end && l.Archive.Error == "" && l.Error == "" && l.Branches[0].Newest >= end && len(l.Archive.Gaps) == 0, fmt.Sprintf("%+v", l)
+	})
+	b.node.Must(t, "verify")
+	sum, _, err := digest(t.Context(), b.node, end)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := b.recovered(t)
+	compareDigests(t, n, map[pg.LSN]uint64{end: sum})
+}
