@@ -167,7 +167,8 @@ func (c *checker) visit(it *pebble.Iterator) {
 	}
 	o := &openPack{}
 	n := 0
-	if err := versionsOf(key, v, func(*prefix, pg.LSN, []byte) error { n++; return nil }); err == nil {
+	err = versionsOf(key, v, func(*prefix, pg.LSN, []byte) error { n++; return nil })
+	if err == nil {
 		err = o.take(key, lsn, v)
 	}
 	if err != nil {

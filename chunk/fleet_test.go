@@ -23,7 +23,6 @@ type fleet struct {
 	right  int // reads that were answered
 	away   int // and refused
 	layers int // imported
-	source bool
 }
 
 // newFleet is one store that has all, and stores that have not joined yet.

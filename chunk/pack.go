@@ -44,7 +44,6 @@ type pairWriter struct {
 	lsns   []pg.LSN
 	ends   []uint16
 	buf    []byte // packMark and what was gathered
-	dir    []byte
 	key    [packKeyLen]byte
 }
 

@@ -3,7 +3,6 @@ package catalog
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -179,7 +178,7 @@ func TestNewTablesAreFewEntries(t *testing.T) {
 	for _, p := range pieces {
 		size += len(p)
 	}
-	t.Log(fmt.Sprintf("%d chunks in %d entries of %d bytes", b.Len(), len(pieces), size))
+	t.Logf("%d chunks in %d entries of %d bytes", b.Len(), len(pieces), size)
 	if len(pieces) > 4 {
 		t.Errorf("%d log entries", len(pieces))
 	}

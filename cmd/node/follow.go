@@ -133,7 +133,7 @@ func (f *follower) run(ctx context.Context) error {
 			}
 			continue
 		}
-		f.followUntil(ctx, st, changed)
+		f.followUntil(ctx, changed)
 		close(idle)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -142,7 +142,7 @@ func (f *follower) run(ctx context.Context) error {
 }
 
 // followUntil follows one primary until the state changes or ctx ends, trying again after whatever goes wrong.
-func (f *follower) followUntil(ctx context.Context, st state, changed <-chan struct{}) {
+func (f *follower) followUntil(ctx context.Context, changed <-chan struct{}) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	watching := make(chan struct{})
@@ -159,8 +159,7 @@ func (f *follower) followUntil(ctx context.Context, st state, changed <-chan str
 	wait := minWait
 	for {
 		began := time.Now()
-		st = f.view()
-		err := f.followOnce(ctx, st)
+		err := f.followOnce(ctx, f.view())
 		if ctx.Err() != nil {
 			return
 		}
