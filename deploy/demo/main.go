@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -177,17 +176,19 @@ func (d *demo) work() error {
 	return nil
 }
 
-// caughtUp waits until all that the primary has written can be read, and returns up to where.
+// caughtUp waits until all that the primary has written can be read from each node, and returns up to where.
 func (d *demo) caughtUp() (string, error) {
 	lsn, err := d.primary.CurrentLSN(d.ctx)
 	if err != nil {
 		return "", err
 	}
-	r := d.node.Run(d.ctx, "--timeout", "60s", "rel", "size", "global/1262", "--lsn", lsn)
-	if r.Code != 0 {
-		return "", errors.New(r.Stderr)
+	at, err := pg.ParseLSN(lsn)
+	if err != nil {
+		return "", err
 	}
-	return lsn, nil
+	ctx, cancel := context.WithTimeout(d.ctx, time.Minute)
+	defer cancel()
+	return lsn, d.cluster.Readable(ctx, at)
 }
 
 func distance(from, to string) (int64, error) {

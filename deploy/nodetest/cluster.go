@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"everpage/wal/pg"
 )
 
 // Cluster is several nodes that know each other, named node1, node2 and so on.
@@ -91,6 +93,27 @@ func (c *Cluster) Settled(ctx context.Context, replicas int) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the cluster does not settle: %d of %d replicas, %s, error %v: %w", full, replicas, problem, err, context.Cause(ctx))
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// Readable waits until every node reads at an LSN. ctx bounds the wait.
+func (c *Cluster) Readable(ctx context.Context, at pg.LSN) error {
+	for {
+		var behind string
+		list, err := c.Nodes[0].Members(ctx)
+		for _, m := range list {
+			if lsn, err := pg.ParseLSN(m.Readable); err != nil || lsn < at {
+				behind = fmt.Sprintf("%s reads up to %s", m.Name, m.Readable)
+			}
+		}
+		if err == nil && behind == "" && len(list) == len(c.Nodes) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("not all nodes read at %s: %s, error %v: %w", at, behind, err, context.Cause(ctx))
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
