@@ -65,7 +65,7 @@ func (n *Node) matchShards(ctx context.Context, s *cluster.State, unwanted map[p
 			return err
 		}
 	}
-	n.giveUp(branches, owned, unwanted)
+	n.giveUp(ctx, branches, owned, unwanted)
 	if len(branches) < len(s.Branches) {
 		return nil // the rest is still on its way
 	}
@@ -79,7 +79,7 @@ func (n *Node) matchShards(ctx context.Context, s *cluster.State, unwanted map[p
 }
 
 // giveUp forgets shards that were taken from this node, after a while.
-func (n *Node) giveUp(branches []uint32, owned []placement.Shard, unwanted map[placement.Shard]time.Time) {
+func (n *Node) giveUp(ctx context.Context, branches []uint32, owned []placement.Shard, unwanted map[placement.Shard]time.Time) {
 	for shard := range placement.Shard(n.store.Shards()) {
 		if slices.Contains(owned, shard) {
 			delete(unwanted, shard)
@@ -97,6 +97,10 @@ func (n *Node) giveUp(branches []uint32, owned []placement.Shard, unwanted map[p
 			if time.Since(since) < dropAfter {
 				continue
 			}
+			// What this node knows may be old: it was cut off, or has just come back. It may have the only copy by now, so the cluster is asked first.
+			if owns, err := n.ownsNow(ctx, shard); err != nil || owns {
+				return
+			}
 			err := n.store.Disown(branch, shard)
 			if err == nil {
 				err = n.store.DropShard(branch, shard)
@@ -106,6 +110,16 @@ func (n *Node) giveUp(branches []uint32, owned []placement.Shard, unwanted map[p
 			}
 		}
 	}
+}
+
+// ownsNow tells whether the cluster gave this node a shard, by all that was agreed on before the call. Without a majority it is an error, soon.
+func (n *Node) ownsNow(ctx context.Context, shard placement.Shard) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, moveEvery)
+	defer cancel()
+	if err := n.cluster.Sync(ctx); err != nil {
+		return false, err
+	}
+	return slices.Contains(n.cluster.State().Owned(n.cluster.ID()), shard), nil
 }
 
 // takeShard brings a shard here, if it isn't, and says so to the cluster.
