@@ -19,6 +19,7 @@ var faults = map[string]func(*run, context.Context) error{
 	"partition-out":   func(r *run, ctx context.Context) error { return r.cut(ctx, "", "drop") },
 	"slow-link":       func(r *run, ctx context.Context) error { return r.cut(ctx, lossy, lossy) },
 	"full-disk":       (*run).fullDisk,
+	"slow-disk":       (*run).slowDisk,
 	"wipe":            (*run).wipe,
 	"rolling-restart": (*run).rolling,
 	"primary":         (*run).killPrimary,
@@ -30,7 +31,7 @@ func kindsFor(replicas int) []string {
 	if replicas < nodeCount {
 		return []string{"leader-in-move", "kill", "partition"}
 	}
-	return []string{"kill", "pause", "partition", "partition-in", "partition-out", "slow-link", "full-disk", "rolling-restart", "primary", "wipe"}
+	return []string{"kill", "pause", "partition", "partition-in", "partition-out", "slow-link", "full-disk", "slow-disk", "rolling-restart", "primary", "wipe"}
 }
 
 // lossy is a bad link: a fifth of all packets is lost. (netem's delays are not in every kernel; a lost packet delays what comes behind it by 200 ms and more.)
@@ -87,6 +88,14 @@ func (r *run) fullDisk(ctx context.Context) error {
 	}
 	err = r.pause(ctx, r.between(2000, 6000))
 	return errors.Join(err, f.Close(), os.Remove(ballast))
+}
+
+// slowDisk has every write and every fsync of one node take as long as on a disk that is about to fail.
+func (r *run) slowDisk(ctx context.Context) error {
+	r.disk.delay.Store(int64(r.between(100, 1000)))
+	err := r.pause(ctx, r.between(3000, 8000))
+	r.disk.delay.Store(0)
+	return err
 }
 
 // wipe takes a node's data directory away: it must come back as a new one, and fetch all from the others. The first node, which would make a cluster of its own,

@@ -42,7 +42,7 @@ under pgbench with `+"`synchronous_standby_names = 'ANY 2 (…)'`"+`.
 			o.Gap.Round(time.Millisecond), o.CommitGap.Round(time.Millisecond), o.Commits, o.Lost, o.Final, o.Agreed, o.Reserved, o.Seed, verdict)
 	}
 	b.WriteString(`
-Not injected: delays of single packets (netem is not in every kernel: a bad link loses a fifth of its packets instead), slow disks, and the promotion of a standby.
+Not injected: delays of single packets (netem is not in every kernel: a bad link loses a fifth of its packets instead).
 `)
 	return b.String()
 }

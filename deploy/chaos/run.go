@@ -66,6 +66,7 @@ type run struct {
 	acked   []int
 	number  int // of the next commit's row
 	tmpfs   string
+	disk    *slowDisk
 }
 
 // chaos starts a cluster under load and injects each kind of fault. The error is of what could not be started; what the faults did is in the outcomes.
@@ -130,6 +131,16 @@ func (r *run) start(ctx context.Context) (err error) {
 	}
 	if err := command(ctx, "mount -t tmpfs -o size=1g tmpfs "+r.tmpfs); err != nil {
 		r.tmpfs = ""
+		return err
+	}
+	// Another's lies behind a file system that can be made slow.
+	behind, slow := filepath.Join(r.o.dir, "behind-node2"), filepath.Join(r.o.dir, "nodes", "node2")
+	for _, dir := range []string{behind, slow} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if r.disk, err = mountSlowDisk(behind, slow); err != nil {
 		return err
 	}
 	r.cluster, err = nodetest.StartCluster(ctx, nodeCount, nodetest.Config{
@@ -210,6 +221,10 @@ func (r *run) close() error {
 	}
 	if r.primary != nil {
 		errs = append(errs, r.primary.Close())
+	}
+	if r.disk != nil {
+		r.disk.delay.Store(0)
+		errs = append(errs, r.disk.close())
 	}
 	if r.tmpfs != "" {
 		errs = append(errs, syscall.Unmount(r.tmpfs, 0))
