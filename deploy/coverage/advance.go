@@ -118,11 +118,11 @@ func patchCheckPoint(data string, c *pg.ControlFile, before []byte) error {
 	if err != nil {
 		return err
 	}
-	at := uint64(c.CheckPoint) % size
-	if at%pg.BlockSize+checkPointSize > pg.BlockSize {
-		return fmt.Errorf("the checkpoint at %s reaches over the end of a page: initialise another cluster", c.CheckPoint)
+	parts, err := recordBytes(segment, int(uint64(c.CheckPoint)%size), checkPointSize)
+	if err != nil {
+		return fmt.Errorf("the checkpoint at %s: %w", c.CheckPoint, err)
 	}
-	record := segment[at : at+checkPointSize]
+	record := bytes.Join(parts, nil)
 	body := record[recordHeader+2:]
 	if binary.LittleEndian.Uint32(record) != checkPointSize || !bytes.Equal(body, before) {
 		return fmt.Errorf("%s has no checkpoint at %s as pg_control has it", name, c.CheckPoint)
@@ -131,5 +131,27 @@ func patchCheckPoint(data string, c *pg.ControlFile, before []byte) error {
 	table := crc32.MakeTable(crc32.Castagnoli)
 	crc := crc32.Update(crc32.Checksum(record[recordHeader:], table), table, record[:recordHeader-4])
 	binary.LittleEndian.PutUint32(record[recordHeader-4:], crc)
+	for _, p := range parts {
+		record = record[copy(p, record):]
+	}
 	return os.WriteFile(path, segment, 0o600)
+}
+
+// shortPageHeader is that of every page of a segment but the first.
+const shortPageHeader = 24
+
+// recordBytes are the pieces of a record of that size, around the page headers that it reaches over.
+func recordBytes(segment []byte, at, size int) (parts [][]byte, err error) {
+	for size > 0 {
+		if at >= len(segment) {
+			return nil, errors.New("reaches into the next segment: initialise another cluster")
+		}
+		if at%pg.BlockSize == 0 {
+			at += shortPageHeader
+		}
+		n := min(size, pg.BlockSize-at%pg.BlockSize)
+		parts = append(parts, segment[at:at+n])
+		at, size = at+n, size-n
+	}
+	return parts, nil
 }

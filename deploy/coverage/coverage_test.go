@@ -104,3 +104,15 @@ func TestJournal(t *testing.T) {
 		t.Error("mismatches don't show in the table")
 	}
 }
+
+// A record's bytes go on behind the page header that lies in it.
+func TestRecordBytes(t *testing.T) {
+	segment := make([]byte, 2*pg.BlockSize)
+	parts, err := recordBytes(segment, pg.BlockSize-10, 30)
+	if err != nil || len(parts) != 2 || len(parts[0]) != 10 || &parts[1][0] != &segment[pg.BlockSize+24] || len(parts[1]) != 20 {
+		t.Errorf("got %d parts, error %v", len(parts), err)
+	}
+	if _, err := recordBytes(segment, 2*pg.BlockSize-10, 30); err == nil {
+		t.Error("a record that ends in another segment is found whole")
+	}
+}
