@@ -47,6 +47,7 @@ var parts = []struct {
 	{"small", func(b *bench, ctx context.Context) error { return b.recovery(ctx, smallRecords) }},
 	{"images", func(b *bench, ctx context.Context) error { return b.recovery(ctx, imageHeavy) }},
 	{"node", (*bench).node},
+	{"scale", (*bench).scale},
 }
 
 type bench struct {
@@ -84,7 +85,7 @@ func run(ctx context.Context) (err error) {
 	runs := flag.Int("runs", 0, "how often each measurement is repeated (default 5, 3 with -quick)")
 	out := flag.String("out", "", "directory for results.json and RESULTS.md (default: only print)")
 	work := flag.String("dir", "", "directory for databases and WAL, tens of GB in a full run (default: a temporary one)")
-	only := flag.String("only", "", "parts to run, comma separated: redo, small, images, node (default: all)")
+	only := flag.String("only", "", "parts to run, comma separated: redo, small, images, node, scale (default: all)")
 	keep := flag.Bool("keep", false, "leave the databases and the WAL in -dir")
 	seed := flag.Int64("seed", time.Now().UnixNano()%1_000_000, "of pgbench and of the choice of pages")
 	flag.Parse()

@@ -236,6 +236,7 @@ func quiet(ctx context.Context, s *pgtest.Server) (pg.LSN, error) {
 type getPageResult struct {
 	Pages   int `json:"pages"`
 	Latency struct {
+		N    int     `json:"n"`
 		P50  float64 `json:"p50"`
 		P99  float64 `json:"p99"`
 		P999 float64 `json:"p99_9"`
