@@ -30,12 +30,13 @@ type sizes struct {
 	imageWAL    int64
 	nodeScale   int // of the database that a node follows
 	nodeWAL     int64
+	lostScale   int // of the database whose node is lost
 	readSeconds int // each measurement of page reads
 }
 
 var (
-	full  = sizes{runs: 5, smallScale: 5, smallWAL: 512 << 20, imageScale: 40, imageWAL: 1 << 30, nodeScale: 140, nodeWAL: 2 << 30, readSeconds: 5}
-	quick = sizes{runs: 3, smallScale: 2, smallWAL: 96 << 20, imageScale: 10, imageWAL: 192 << 20, nodeScale: 10, nodeWAL: 160 << 20, readSeconds: 2}
+	full  = sizes{runs: 5, smallScale: 5, smallWAL: 512 << 20, imageScale: 40, imageWAL: 1 << 30, nodeScale: 140, nodeWAL: 2 << 30, lostScale: 70, readSeconds: 5}
+	quick = sizes{runs: 3, smallScale: 2, smallWAL: 96 << 20, imageScale: 10, imageWAL: 192 << 20, nodeScale: 10, nodeWAL: 160 << 20, lostScale: 10, readSeconds: 2}
 )
 
 // parts of a run, in their order.
@@ -48,6 +49,7 @@ var parts = []struct {
 	{"images", func(b *bench, ctx context.Context) error { return b.recovery(ctx, imageHeavy) }},
 	{"node", (*bench).node},
 	{"scale", (*bench).scale},
+	{"rereplicate", (*bench).rereplicate},
 }
 
 type bench struct {
@@ -85,7 +87,7 @@ func run(ctx context.Context) (err error) {
 	runs := flag.Int("runs", 0, "how often each measurement is repeated (default 5, 3 with -quick)")
 	out := flag.String("out", "", "directory for results.json and RESULTS.md (default: only print)")
 	work := flag.String("dir", "", "directory for databases and WAL, tens of GB in a full run (default: a temporary one)")
-	only := flag.String("only", "", "parts to run, comma separated: redo, small, images, node, scale (default: all)")
+	only := flag.String("only", "", "parts to run, comma separated: redo, small, images, node, scale, rereplicate (default: all)")
 	keep := flag.Bool("keep", false, "leave the databases and the WAL in -dir")
 	seed := flag.Int64("seed", time.Now().UnixNano()%1_000_000, "of pgbench and of the choice of pages")
 	flag.Parse()

@@ -167,11 +167,7 @@ func (b *bench) node(ctx context.Context) (err error) {
 	if err := rest.backup(ctx); err != nil {
 		return err
 	}
-	database, err := s.Value(ctx, "postgres", "select sum(pg_database_size(oid)) from pg_database")
-	if err != nil {
-		return err
-	}
-	bytes, err := strconv.ParseFloat(database, 64)
+	bytes, err := databaseSize(ctx, s)
 	if err != nil {
 		return err
 	}
