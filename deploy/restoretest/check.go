@@ -19,7 +19,7 @@ import (
 // can be committed.
 type Checks struct {
 	Amcheck bool // every index against its table
-	Stock   bool // dump, prepared transactions and counters equal those of a stock server recovered to the same LSN
+	Stock   bool // dump (digests from 16 on), prepared transactions and counters equal those of a stock server recovered to the same LSN
 	Crash   bool // kill -9 under load, then a restart
 	Standby bool // one made by pg_basebackup follows the restored server
 }
@@ -34,7 +34,8 @@ type Result struct {
 	Start    time.Duration // of the stock server, until it answered
 	History  int           // rows that pgbench had written
 	Prepared []string      // transactions that were committed
-	Dump     int           // bytes that are equal, with Checks.Stock
+	Dump     int           // bytes of pg_dumpall's text that are equal, with Checks.Stock
+	Digest   bool          // they are of digests instead
 }
 
 func (r *Result) String() string {
@@ -50,7 +51,11 @@ func (r *Result) String() string {
 		}
 	}
 	if r.Checks.Stock {
-		fmt.Fprintf(&b, " dump=equal(%d)", r.Dump)
+		name := "dump"
+		if r.Digest {
+			name = "digest"
+		}
+		fmt.Fprintf(&b, " %s=equal(%d)", name, r.Dump)
 	}
 	return b.String()
 }
@@ -177,16 +182,20 @@ func (h *History) compare(ctx context.Context, s, stock *pgtest.Server, res *Res
 	if err := errors.Join(stock.Stop(ctx, pgtest.Immediate), stock.StartAgain(ctx)); err != nil {
 		return err
 	}
-	ours, err := dump(ctx, s)
+	contents, what := dump, "dumps"
+	if res.Digest = h.major > lastDumped; res.Digest {
+		contents, what = digest, "digests"
+	}
+	ours, err := contents(ctx, s)
 	if err != nil {
 		return fmt.Errorf("restored: %w", err)
 	}
-	want, err := dump(ctx, stock)
+	want, err := contents(ctx, stock)
 	if err != nil {
 		return fmt.Errorf("stock: %w", err)
 	}
 	res.Dump = len(ours)
-	return firstDifference(ours, want)
+	return firstDifference(what, ours, want)
 }
 
 // compareOldestCommitTs compares from which transaction on commit times are kept. A primary advances it without a record where no segment can be removed
@@ -232,7 +241,7 @@ func dump(ctx context.Context, s *pgtest.Server) (string, error) {
 	return b.String(), nil
 }
 
-func firstDifference(ours, theirs string) error {
+func firstDifference(what, ours, theirs string) error {
 	if ours == theirs {
 		return nil
 	}
@@ -247,7 +256,7 @@ func firstDifference(ours, theirs string) error {
 		}
 		return strconv.Quote(lines[i])
 	}
-	return fmt.Errorf("the dumps differ from line %d on: restored %s, stock %s", i+1, line(a), line(b))
+	return fmt.Errorf("the %s differ from line %d on: restored %s, stock %s", what, i+1, line(a), line(b))
 }
 
 // lastStart is a server's log since it was started last.
