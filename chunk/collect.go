@@ -25,8 +25,9 @@ import (
 
 // CollectOptions bound what collection costs. The zero value of a field is the default that its comment names.
 type CollectOptions struct {
-	BytesPerSecond int64   // read at most; 32 MiB
-	Worth          float64 // the part of a range's bytes that must go for it to be written anew; 0.25
+	BytesPerSecond int64           // read at most; 32 MiB
+	Worth          float64         // the part of a range's bytes that must go for it to be written anew; 0.25
+	Note           func(Collected) // is told how far it is, from time to time; none
 }
 
 // Collected is what collection looked at and took away.
@@ -176,6 +177,9 @@ func (c *collector) ranges(lo, hi prefix) error {
 		if worth || !c.write {
 			c.total.GoneBytes += found.GoneBytes
 			c.total.GoneVersions += found.GoneVersions
+		}
+		if c.opt.Note != nil {
+			c.opt.Note(c.total)
 		}
 		if err := c.pause(); err != nil {
 			return err

@@ -38,6 +38,18 @@ func (s *Store) above(p *Progress, at pg.LSN) bool {
 	return p == nil || at >= p.Horizon || slices.Contains(p.Pins, at)
 }
 
+// Oldest is the first LSN that a branch answers, 0 while it answers none.
+func (s *Store) Oldest(branch uint32) pg.LSN {
+	p := s.branch(branch).current()
+	if p == nil || p.Consistent == 0 {
+		return 0
+	}
+	if p.Fork != 0 && p.Horizon <= p.Fork {
+		return max(p.Consistent, s.Oldest(p.Parent))
+	}
+	return max(p.Consistent, p.Horizon)
+}
+
 // still tells, once a read has its reader, that nothing it may need was collected before it took it.
 func (s *Store) still(b *branchState, at pg.LSN) error {
 	if p := b.current(); p != nil && !s.above(p, at) {

@@ -189,8 +189,11 @@ type SetManifest struct {
 	LSN      pg.LSN // up to which the store has the shard
 }
 
-// SetRetention sets how long history is kept. 0: for ever.
-type SetRetention struct{ Retention time.Duration }
+// SetRetention sets how long history is kept, or how many bytes of WAL it spans: one of the two. Both 0: for ever.
+type SetRetention struct {
+	Retention time.Duration
+	Bytes     uint64
+}
 
 // PlanHorizon announces that LSNs below are about to be no longer answered; leases below are refused from then on.
 type PlanHorizon struct {

@@ -81,11 +81,7 @@ func (s *State) apply(c command.Command) (any, error) {
 	case *command.SetManifest:
 		return nil, s.setManifest(c)
 	case *command.SetRetention:
-		if c.Retention < 0 {
-			return nil, refuse("retention of %s: want a positive time, or 0 to keep all", c.Retention)
-		}
-		s.Retention = c.Retention
-		return nil, nil
+		return nil, s.setRetention(c)
 	case *command.PlanHorizon:
 		return nil, s.planHorizon(c)
 	case *command.ApplyHorizon:

@@ -250,3 +250,53 @@ func TestShardsMoveWithoutALastReplicaLost(t *testing.T) {
 	must(&command.EndLeases{Leases: []uint64{1}})
 	must(&command.ApplyHorizon{Branch: 1, LSN: 200})
 }
+
+// Below a planned horizon nothing is forked off or leased any more, and no horizon passes what a branch or a lease needs, be it by way of another branch.
+func TestHorizonKeepsWhatOthersNeed(t *testing.T) {
+	s := &State{}
+	n := uint64(0)
+	must := func(c command.Command) {
+		t.Helper()
+		n++
+		next, _, err := s.Apply(n, c)
+		if err != nil {
+			t.Fatalf("%s: %v", command.Name(c), err)
+		}
+		s = next
+	}
+	refused := func(c command.Command, want string) {
+		t.Helper()
+		n++
+		var r *Refused
+		if _, _, err := s.Apply(n, c); !errors.As(err, &r) || !strings.Contains(err.Error(), want) {
+			t.Fatalf("%s: %v, want %q", command.Name(c), err, want)
+		}
+	}
+	must(&command.MakeCluster{ID: "c", Name: "main", Format: 1, Shards: 2, SegmentBlocks: 131072})
+	must(&command.PutNode{ID: "a", Name: "n1", PageAddress: "h:1", Format: 1})
+	must(&command.Attach{Conninfo: "c", SystemIdentifier: 5, Major: 15, WALSegmentSize: 1 << 24, Importer: "a"})
+	must(&command.SetBranch{Number: 1, Timeline: 1, Imported: true, Importer: "a", Main: true})
+	refused(&command.SetRetention{Retention: -1}, "positive")
+	refused(&command.SetRetention{Retention: time.Hour, Bytes: 1}, "positive")
+	must(&command.SetRetention{Bytes: 1 << 30})
+	must(&command.PlanHorizon{Branch: 1, LSN: 100})
+	refused(&command.SetBranch{Number: 2, Parent: 1, Fork: 99, Timeline: 2, Imported: true}, "can't be forked at")
+	must(&command.SetBranch{Number: 2, Parent: 1, Fork: 150, Timeline: 2, Imported: true, Main: true})
+	refused(&command.PlanHorizon{Branch: 1, LSN: 151}, "forked off")
+	// What the second branch has at 120 is the first one's.
+	refused(&command.Lease{Branch: 2, LSN: 99, Seconds: 9}, "below the horizon")
+	must(&command.Lease{Branch: 2, LSN: 120, Seconds: 9})
+	must(&command.PlanHorizon{Branch: 1, LSN: 150})
+	refused(&command.ApplyHorizon{Branch: 1, LSN: 130}, "a lease pins")
+	must(&command.ApplyHorizon{Branch: 1, LSN: 120})
+	must(&command.PlanHorizon{Branch: 2, LSN: 300})
+	must(&command.ApplyHorizon{Branch: 2, LSN: 300})
+	refused(&command.SetBranch{Number: 3, Parent: 2, Fork: 110, Timeline: 3, Imported: true}, "can't be forked at")
+	must(&command.SetBranch{Number: 3, Parent: 2, Fork: 150, Timeline: 3, Imported: true})
+	if at := s.OldestFork(1); at != 150 {
+		t.Fatalf("oldest fork %s", at)
+	}
+	if at := s.OldestFork(2); at != 0 {
+		t.Fatalf("oldest fork %s", at)
+	}
+}

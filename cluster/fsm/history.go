@@ -4,7 +4,6 @@ import (
 	"slices"
 
 	"everpage/cluster/command"
-	"everpage/wal/pg"
 )
 
 func (s *State) attach(c *command.Attach) error {
@@ -85,6 +84,9 @@ func (s *State) setBranch(c *command.SetBranch) (any, error) {
 		if c.Parent != 0 && s.Branch(c.Parent) == nil {
 			return nil, refuse("branch %d has no parent %d", c.Number, c.Parent)
 		}
+		if err := s.forkable(c.Parent, c.Fork); err != nil {
+			return nil, err
+		}
 		s.Branches = append(slices.DeleteFunc(s.Branches, func(b Branch) bool { return b.Parent == 0 && !b.Imported }), Branch{Number: number, Parent: c.Parent, Fork: c.Fork})
 		s.NextBranch++
 		i = len(s.Branches) - 1
@@ -157,80 +159,4 @@ func (s *State) setManifest(c *command.SetManifest) error {
 		return int(a.Shard) - int(b.Shard)
 	})
 	return nil
-}
-
-// setHorizon is where both horizons change.
-func (s *State) setHorizon(branch uint32, change func(*Horizon)) {
-	s.Horizons = slices.Clone(s.Horizons)
-	for i := range s.Horizons {
-		if s.Horizons[i].Branch == branch {
-			change(&s.Horizons[i])
-			return
-		}
-	}
-	h := Horizon{Branch: branch}
-	change(&h)
-	s.Horizons = append(s.Horizons, h)
-	slices.SortFunc(s.Horizons, func(a, b Horizon) int { return int(a.Branch) - int(b.Branch) })
-}
-
-func (s *State) planHorizon(c *command.PlanHorizon) error {
-	if s.Branch(c.Branch) == nil || c.Branch == 0 {
-		return refuse("branch %d is not there", c.Branch)
-	}
-	if have := s.Horizon(c.Branch).Planned; c.LSN < have {
-		return refuse("the horizon of branch %d is planned at %s already", c.Branch, have)
-	}
-	s.setHorizon(c.Branch, func(h *Horizon) { h.Planned = c.LSN })
-	return nil
-}
-
-func (s *State) applyHorizon(c *command.ApplyHorizon) error {
-	h := s.Horizon(c.Branch)
-	if c.LSN > h.Planned {
-		return refuse("the horizon of branch %d is planned at %s, not %s", c.Branch, h.Planned, c.LSN)
-	}
-	if c.LSN < h.Applied {
-		return refuse("the horizon of branch %d is at %s already", c.Branch, h.Applied)
-	}
-	if pin := s.OldestLease(c.Branch); pin != 0 && c.LSN > pin {
-		return refuse("a lease pins %s of branch %d", pin, c.Branch)
-	}
-	s.setHorizon(c.Branch, func(h *Horizon) { h.Applied = c.LSN })
-	return nil
-}
-
-// OldestLease is the oldest LSN of a branch that a lease pins, 0 if there is none.
-func (s *State) OldestLease(branch uint32) pg.LSN {
-	var oldest pg.LSN
-	for _, l := range s.Leases {
-		if l.Branch == branch && (oldest == 0 || l.LSN < oldest) {
-			oldest = l.LSN
-		}
-	}
-	return oldest
-}
-
-// lease answers the lease's number.
-func (s *State) lease(c *command.Lease) (any, error) {
-	s.Leases = slices.Clone(s.Leases)
-	if c.Renew != 0 {
-		for i := range s.Leases {
-			if l := &s.Leases[i]; l.Number == c.Renew {
-				l.Seconds, l.Renewed = c.Seconds, s.Index
-				return l.Number, nil
-			}
-		}
-		return nil, refuse("lease %d has ended", c.Renew)
-	}
-	if s.Branch(c.Branch) == nil || c.Branch == 0 {
-		return nil, refuse("branch %d is not there", c.Branch)
-	}
-	if h := s.Horizon(c.Branch); c.LSN < h.Planned {
-		return nil, refuse("%s is below the horizon of branch %d, which is planned at %s", c.LSN, c.Branch, h.Planned)
-	}
-	l := Lease{s.NextLease, c.Branch, c.LSN, c.Seconds, s.Index}
-	s.NextLease++
-	s.Leases = append(s.Leases, l)
-	return l.Number, nil
 }

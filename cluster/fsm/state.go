@@ -43,9 +43,11 @@ type State struct {
 	Store     string
 	Manifests []Manifest // by branch and shard
 	Retention time.Duration
-	Horizons  []Horizon // by branch
-	Leases    []Lease   // by number
-	NextLease uint64
+	// RetentionBytes of WAL are kept where Retention is 0. Both 0: everything is.
+	RetentionBytes uint64
+	Horizons       []Horizon // by branch
+	Leases         []Lease   // by number
+	NextLease      uint64
 }
 
 // Node is a member.

@@ -28,7 +28,7 @@ func newInfo(g *globals) *cobra.Command {
 				if err != nil {
 					return pageapi.CallError(address, err)
 				}
-				v := infoView{Cluster: info.Cluster, Branches: []branchView{}, Notes: info.Notes}
+				v := infoView{Cluster: info.Cluster, Retention: info.Retention, Branches: []branchView{}, Notes: info.Notes}
 				for _, b := range info.Branches {
 					v.Branches = append(v.Branches, branchJSON(b))
 				}
@@ -39,9 +39,10 @@ func newInfo(g *globals) *cobra.Command {
 }
 
 type infoView struct {
-	Cluster  string       `json:"cluster"`
-	Branches []branchView `json:"branches"`
-	Notes    []string     `json:"notes,omitempty"`
+	Cluster   string       `json:"cluster"`
+	Retention string       `json:"retention"`
+	Branches  []branchView `json:"branches"`
+	Notes     []string     `json:"notes,omitempty"`
 }
 
 type branchView struct {
@@ -54,6 +55,8 @@ type branchView struct {
 	Newest           pg.LSN   `json:"newest_lsn"`
 	OldestTime       string   `json:"oldest_time,omitempty"`
 	NewestTime       string   `json:"newest_time,omitempty"`
+	Planned          pg.LSN   `json:"planned_lsn"`
+	Horizon          pg.LSN   `json:"horizon_lsn"`
 	Holes            []string `json:"holes"`
 	Unproven         []string `json:"unproven"`
 }
@@ -61,7 +64,7 @@ type branchView struct {
 func branchJSON(b *pb.BranchInfo) branchView {
 	v := branchView{
 		Number: b.Number, Alias: b.Alias, Major: b.Major, SystemIdentifier: strconv.FormatUint(b.SystemIdentifier, 10), Timeline: b.Timeline,
-		Oldest: pg.LSN(b.OldestLsn), Newest: pg.LSN(b.NewestLsn), Holes: append([]string{}, b.Holes...), Unproven: append([]string{}, b.Unproven...),
+		Oldest: pg.LSN(b.OldestLsn), Newest: pg.LSN(b.NewestLsn), Planned: pg.LSN(b.PlannedLsn), Horizon: pg.LSN(b.HorizonLsn), Holes: append([]string{}, b.Holes...), Unproven: append([]string{}, b.Unproven...),
 	}
 	if b.OldestTimeUs != nil {
 		v.OldestTime = formatTime(pg.Timestamp(*b.OldestTimeUs))
@@ -88,6 +91,13 @@ func printInfo(w io.Writer, v infoView) error {
 			{"recoverable from", b.Oldest.String() + "  " + b.OldestTime},
 			{"recoverable to", b.Newest.String() + "  " + b.NewestTime},
 		}
+		if b.Horizon != 0 || b.Planned != 0 {
+			text := b.Horizon.String()
+			if b.Planned > b.Horizon {
+				text += ", about to be " + b.Planned.String()
+			}
+			rows = append(rows, []string{"horizon", text})
+		}
 		for _, h := range b.Holes {
 			rows = append(rows, []string{"hole", h})
 		}
@@ -97,6 +107,9 @@ func printInfo(w io.Writer, v infoView) error {
 		if err := columns(w, rows...); err != nil {
 			return err
 		}
+	}
+	if v.Retention != "" {
+		fmt.Fprintln(w, "retention: "+v.Retention)
 	}
 	for _, note := range v.Notes {
 		fmt.Fprintln(w, note)

@@ -67,6 +67,7 @@ of the shards. A node that is a member comes back by itself, also at another add
 	f.StringVar(&c.Store, "store", "", "`URL` of the store that keeps the backup: s3://BUCKET/PREFIX[?endpoint=…] or file:///DIRECTORY")
 	f.BoolVar(&c.Recover, "recover", false, "make an empty --data out of what --store holds, and go on from there")
 	f.DurationVar(&c.BackupEvery, "backup-every", time.Minute, "`duration` between two uploads of pages, at most")
+	f.Int64Var(&c.CollectRate, "gc-rate", 32<<20, "`bytes` a second that collecting versions below the horizon reads at most")
 	f.DurationVar(&c.GCGrace, "gc-grace", time.Hour, "`duration` for which objects stay in the store that nothing refers to any more")
 	f.Int64Var(&c.BackupRate, "backup-rate", 0, "`bytes` a second that uploads of pages may take; 0 for no limit")
 	f.DurationVar(&c.ArchiveEvery, "archive-every", 10*time.Second, "`duration` for which the newest WAL may be missing in the store")

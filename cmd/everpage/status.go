@@ -118,6 +118,11 @@ func printStatus(w io.Writer, st *pb.StatusResponse) error {
 	}
 	f := st.Follow
 	fmt.Fprintln(w)
+	for _, n := range st.Nodes {
+		if text := collectingText(n.Collecting); text != "" {
+			fmt.Fprintf(w, "%s %s\n", n.Name, text)
+		}
+	}
 	rows = [][]string{{"cluster", st.Cluster}, {"state", f.State}}
 	add := func(name, value string) {
 		if value != "" && value != "0" && value != "0/0" {
@@ -151,4 +156,18 @@ func printStatus(w io.Writer, st *pb.StatusResponse) error {
 		rows = append(rows, []string{"warning", warning})
 	}
 	return columns(w, rows...)
+}
+
+// collectingText tells how collection below the horizon goes on a node; "" where there was none.
+func collectingText(c *pb.Collecting) string {
+	at := pg.LSN(c.GetHorizonLsn())
+	switch {
+	case c.GetError() != "":
+		return "can't collect what lies below the horizon: " + c.Error
+	case c.GetRunning():
+		return fmt.Sprintf("collects branch %d below %s: %s looked at, %s gone", c.Branch, at, size(c.SeenBytes), size(c.GoneBytes))
+	case c.GetPasses() > 0:
+		return fmt.Sprintf("has collected below %s: %s gone, %s in %d passes since it started", at, size(c.GoneBytes), size(c.TotalGoneBytes), c.Passes)
+	}
+	return ""
 }

@@ -13,6 +13,7 @@ import (
 	"everpage/chunk"
 	"everpage/cluster"
 	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal/pg"
 	"everpage/wal/stream"
 )
 
@@ -94,7 +95,7 @@ func dirBytes(dir string) int64 {
 }
 
 func (a *admin) Info(ctx context.Context, _ *pb.InfoRequest) (*pb.InfoResponse, error) {
-	resp := &pb.InfoResponse{Cluster: a.n.cfg.Cluster, Notes: a.n.walNotes(ctx)}
+	resp := &pb.InfoResponse{Cluster: a.n.cfg.Cluster, Notes: a.n.walNotes(ctx), Retention: retentionText(a.n.cluster.State())}
 	for _, b := range a.n.store.Branches() {
 		info, err := a.n.branchInfo(b)
 		if err != nil {
@@ -107,7 +108,9 @@ func (a *admin) Info(ctx context.Context, _ *pb.InfoRequest) (*pb.InfoResponse, 
 
 func (n *Node) branchInfo(b uint32) (*pb.BranchInfo, error) {
 	p, _ := n.store.Progress(b)
-	info := &pb.BranchInfo{Number: b, Timeline: p.Timeline, OldestLsn: uint64(p.Consistent), NewestLsn: uint64(p.Readable)}
+	info := &pb.BranchInfo{Number: b, Timeline: p.Timeline, OldestLsn: uint64(n.store.Oldest(b)), NewestLsn: uint64(p.Readable)}
+	h := n.cluster.State().Horizon(b)
+	info.PlannedLsn, info.HorizonLsn = uint64(h.Planned), uint64(h.Applied)
 	if b == n.follow.main() {
 		info.Alias = "main"
 	}
@@ -122,7 +125,7 @@ func (n *Node) branchInfo(b uint32) (*pb.BranchInfo, error) {
 		return info, nil // an import is under way
 	}
 	info.Major, info.SystemIdentifier = uint32(note.Major), note.SystemIdentifier
-	_, first, err := n.store.Neighbours(b, p.Consistent)
+	_, first, err := n.store.Neighbours(b, pg.LSN(info.OldestLsn))
 	if err != nil {
 		return nil, err
 	}

@@ -89,6 +89,7 @@ func (n *Node) clusterStatus(ctx context.Context) *pb.StatusResponse {
 		if p := progress[x.ID]; p != nil {
 			ns.Version, ns.UptimeSeconds, ns.StoreBytes, ns.SpoolBytes, ns.DiskFreeBytes, ns.RssBytes = p.Version, p.UptimeSeconds, p.StoreBytes, p.SpoolBytes, p.DiskFreeBytes, p.RssBytes
 			ns.FollowState, ns.FollowMessage, ns.Warnings = p.FollowState, p.FollowMessage, p.Warnings
+			ns.Collecting = p.Collecting
 			for _, b := range p.Branches {
 				if b.Branch == s.Main {
 					ns.DurableLsn, ns.ReadableLsn = b.SpoolDurable, b.Readable

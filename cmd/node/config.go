@@ -37,6 +37,9 @@ type Config struct {
 	SpoolKeep  uint64        // bytes of WAL kept in the spool behind what the store has made durable
 	Wait       time.Duration // longest that a read waits for an LSN
 
+	CollectRate  int64         // bytes a second that collecting old versions reads at most
+	HorizonGrace time.Duration // between announcing that history is about to begin later and it doing so
+
 	Store        string        // URL of the store that keeps the backup; "" for none
 	Recover      bool          // an empty Data is made out of the store
 	ArchiveEvery time.Duration // how long the newest WAL may be missing in the store
@@ -101,6 +104,12 @@ func (c *Config) complete() error {
 	}
 	if c.ArchiveEvery == 0 {
 		c.ArchiveEvery = 10 * time.Second
+	}
+	if c.CollectRate == 0 {
+		c.CollectRate = 32 << 20
+	}
+	if c.HorizonGrace == 0 {
+		c.HorizonGrace = 2 * time.Second
 	}
 	if c.GCGrace == 0 {
 		c.GCGrace = time.Hour

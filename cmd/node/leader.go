@@ -28,6 +28,9 @@ type leader struct {
 	leases map[uint64]leaseSeen // by number
 	slots  time.Time            // of the last look
 	told   map[string]bool      // warnings that were given
+
+	planned map[uint32]plannedHorizon // by branch
+	horizon time.Time                 // of the last look at where history is to begin
 }
 
 type leaseSeen struct {
@@ -46,7 +49,7 @@ func (n *Node) lead(ctx context.Context) error {
 			l = nil
 		} else {
 			if l == nil {
-				l = &leader{n: n, since: time.Now(), leases: map[uint64]leaseSeen{}, told: map[string]bool{}}
+				l = &leader{n: n, since: time.Now(), leases: map[uint64]leaseSeen{}, told: map[string]bool{}, planned: map[uint32]plannedHorizon{}}
 			}
 			if err := l.duties(ctx); err != nil && ctx.Err() == nil {
 				n.cfg.Logger.Warn("a duty of the leader failed; it is tried again", "error", err)
@@ -68,7 +71,7 @@ func (l *leader) duties(ctx context.Context) error {
 	if s.ID == "" {
 		return nil
 	}
-	return errors.Join(l.importer(ctx, s), l.plan(ctx, s), l.expire(ctx, s), l.dropSlots(ctx, s))
+	return errors.Join(l.importer(ctx, s), l.plan(ctx, s), l.expire(ctx, s), l.moveHorizons(ctx, s), l.dropSlots(ctx, s))
 }
 
 // gone is how long a node has been away, 0 if it is there. A node that was never seen counts from when this node began to lead.

@@ -32,8 +32,8 @@ func (l leases) Lease(ctx context.Context, lease pageapi.Lease, d time.Duration)
 			return lease, noData(lease.Pos.Branch)
 		case lease.Pos.LSN == 0:
 			lease.Pos.LSN = p.Readable
-		case lease.Pos.LSN < p.Consistent:
-			return lease, pageapi.Errorf(pageapi.OutOfWindow, "%s is before the oldest readable LSN of branch %d, which is %s", lease.Pos.LSN, lease.Pos.Branch, p.Consistent)
+		case p.Consistent == 0 || lease.Pos.LSN < l.n.store.Oldest(lease.Pos.Branch):
+			return lease, tooOld(lease.Pos, l.n.store.Oldest(lease.Pos.Branch))
 		}
 	}
 	began := time.Now() // the leader counts from when it hears of it, which is later

@@ -38,6 +38,8 @@ type Node struct {
 	backups *backups // nil without a store
 	peers   *peers
 	cluster *cluster.Cluster
+
+	collecting collecting
 }
 
 // Run runs a node until ctx ends or it can't go on. ready, where set, is called with the address of its page service once that answers.
@@ -115,6 +117,7 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	g.Go(func() error { return n.watchCluster(ctx) })
 	g.Go(func() error { return n.keepShards(ctx) })
 	g.Go(func() error { return n.lead(ctx) })
+	g.Go(func() error { return n.keepHorizon(ctx) })
 	if ready != nil {
 		ready(n.cfg.Listen)
 	}

@@ -78,7 +78,7 @@ func (n *Node) progress() *pb.NodeProgress {
 	p := &pb.NodeProgress{
 		Id: n.cluster.ID(), Name: n.cfg.Node, Version: Version(), UptimeSeconds: uint64(time.Since(n.started).Seconds()),
 		StoreBytes: st.DiskBytes, SpoolBytes: uint64(dirBytes(filepath.Join(n.cfg.Data, spoolDir))), RssBytes: rss(), AppliedIndex: n.cluster.Applied(),
-		FollowState: follow.State, FollowMessage: follow.Message, Warnings: follow.Warnings,
+		FollowState: follow.State, FollowMessage: follow.Message, Warnings: follow.Warnings, Collecting: n.collecting.status(),
 	}
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(n.cfg.Data, &fs); err == nil {

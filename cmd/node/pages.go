@@ -51,12 +51,12 @@ func coded(err error) error {
 	switch {
 	case errors.As(err, &corrupt), errors.As(err, &damaged):
 		code = pageapi.Corrupt
+	case errors.Is(err, chunk.ErrBelowHorizon), errors.Is(err, chunk.ErrNotConsistent):
+		code = pageapi.OutOfWindow
 	case errors.Is(err, chunk.ErrNotHere):
 		code = pageapi.WrongOwner
 	case errors.Is(err, chunk.ErrNotFound), errors.Is(err, chunk.ErrNoBranch):
 		code = pageapi.NotFound
-	case errors.Is(err, chunk.ErrBelowHorizon), errors.Is(err, chunk.ErrNotConsistent):
-		code = pageapi.OutOfWindow
 	case errors.Is(err, chunk.ErrNotYet), errors.Is(err, chunk.ErrClosed), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		code = pageapi.Unavailable
 	}
@@ -81,8 +81,8 @@ func (p *pages) Position(ctx context.Context, at pageapi.Position, wait time.Dur
 		return at, pageapi.Errorf(pageapi.OutOfWindow, "branch %d is not consistent yet: %s", at.Branch, p.behind(at.Branch, 0))
 	case at.LSN == 0:
 		at.LSN = progress.Readable
-	case progress.Consistent != 0 && at.LSN < progress.Consistent:
-		return at, pageapi.Errorf(pageapi.OutOfWindow, "%s is before the oldest readable LSN of branch %d, which is %s", at.LSN, at.Branch, progress.Consistent)
+	case progress.Consistent != 0 && at.LSN < p.store.Oldest(at.Branch):
+		return at, tooOld(at, p.store.Oldest(at.Branch))
 	}
 	if at.LSN > progress.Readable { // no timer for what is there already
 		var cancel context.CancelFunc
@@ -102,6 +102,11 @@ func (p *pages) Position(ctx context.Context, at pageapi.Position, wait time.Dur
 		return at, pageapi.Errorf(pageapi.Corrupt, "branch %d is unproven from %s on: %s; LSNs before it are answered", at.Branch, progress.Unproven, progress.UnprovenReason)
 	}
 	return at, nil
+}
+
+// tooOld refuses what lies below the horizon.
+func tooOld(at pageapi.Position, oldest pg.LSN) error {
+	return pageapi.Errorf(pageapi.OutOfWindow, "%s is before the oldest readable LSN of branch %d, which is %s", at.LSN, at.Branch, oldest)
 }
 
 func (p *pages) Page(ctx context.Context, at pageapi.Position, key pg.PageKey, dst []byte) error {
@@ -291,8 +296,8 @@ func (p *pages) Resolve(_ context.Context, t pageapi.Target) (*pageapi.Resolutio
 	if err != nil {
 		return nil, err
 	}
-	if r.LSN < progress.Consistent {
-		return nil, pageapi.Errorf(pageapi.OutOfWindow, "the target is %s, before the oldest readable LSN %s", r.LSN, progress.Consistent)
+	if oldest := p.store.Oldest(branch); r.LSN < oldest {
+		return nil, pageapi.Errorf(pageapi.OutOfWindow, "the target is %s, before the oldest readable LSN %s", r.LSN, oldest)
 	}
 	before, after, err := p.store.Neighbours(branch, r.LSN)
 	if err != nil {
@@ -328,7 +333,7 @@ func (p *pages) target(branch uint32, progress chunk.Progress, t pageapi.Target)
 			return nil, coded(err)
 		}
 		if !ok {
-			return nil, pageapi.Errorf(pageapi.NotFound, "transaction %d has no commit in the window: it may be open, a subtransaction, older than %s, or not yet received", *t.XID, progress.Consistent)
+			return nil, pageapi.Errorf(pageapi.NotFound, "transaction %d has no commit in the window: it may be open, a subtransaction, older than %s, or not yet received", *t.XID, p.store.Oldest(branch))
 		}
 		r := &pageapi.Resolution{LSN: c.End}
 		if t.Before {
@@ -360,12 +365,14 @@ func (p *pages) target(branch uint32, progress chunk.Progress, t pageapi.Target)
 
 // timeTarget finds the first commit or abort in WAL order whose time is after t (at or after with before).
 func (p *pages) timeTarget(branch uint32, progress chunk.Progress, t pg.Timestamp, before bool) (*pageapi.Resolution, error) {
-	state, err := ingest.LoadState(p.store, branch, progress.Start)
-	if err != nil {
-		return nil, coded(err)
-	}
-	if oldest := pg.TimestampOf(unixTime(state.CheckPointTime)); t < oldest {
-		return nil, pageapi.Errorf(pageapi.OutOfWindow, "%s is before the base backup of %s", t.Time().Format(timeLayout), oldest.Time().Format(timeLayout))
+	if p.store.Oldest(branch) == progress.Consistent { // else the first commit that is there tells
+		state, err := ingest.LoadState(p.store, branch, progress.Start)
+		if err != nil {
+			return nil, coded(err)
+		}
+		if oldest := pg.TimestampOf(unixTime(state.CheckPointTime)); t < oldest {
+			return nil, pageapi.Errorf(pageapi.OutOfWindow, "%s is before the base backup of %s", t.Time().Format(timeLayout), oldest.Time().Format(timeLayout))
+		}
 	}
 	c, ok, err := p.store.FirstCommitAfter(branch, t, before)
 	if err != nil {

@@ -456,6 +456,7 @@ type NodeStatus struct {
 	DurableLsn    uint64                 `protobuf:"varint,19,opt,name=durable_lsn,json=durableLsn,proto3" json:"durable_lsn,omitempty"` // of WAL in its spool, on main
 	ReadableLsn   uint64                 `protobuf:"varint,20,opt,name=readable_lsn,json=readableLsn,proto3" json:"readable_lsn,omitempty"`
 	Warnings      []string               `protobuf:"bytes,21,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Collecting    *Collecting            `protobuf:"bytes,22,opt,name=collecting,proto3" json:"collecting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -633,6 +634,13 @@ func (x *NodeStatus) GetReadableLsn() uint64 {
 func (x *NodeStatus) GetWarnings() []string {
 	if x != nil {
 		return x.Warnings
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetCollecting() *Collecting {
+	if x != nil {
+		return x.Collecting
 	}
 	return nil
 }
@@ -858,6 +866,7 @@ type InfoResponse struct {
 	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Branches      []*BranchInfo          `protobuf:"bytes,2,rep,name=branches,proto3" json:"branches,omitempty"`
 	Notes         []string               `protobuf:"bytes,3,rep,name=notes,proto3" json:"notes,omitempty"` // where WAL ends on the nodes, and which can't be asked
+	Retention     string                 `protobuf:"bytes,4,opt,name=retention,proto3" json:"retention,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -913,21 +922,40 @@ func (x *InfoResponse) GetNotes() []string {
 	return nil
 }
 
+func (x *InfoResponse) GetRetention() string {
+	if x != nil {
+		return x.Retention
+	}
+	return ""
+}
+
 type BranchInfo struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Number           uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	Alias            string                 `protobuf:"bytes,2,opt,name=alias,proto3" json:"alias,omitempty"`
-	Major            uint32                 `protobuf:"varint,3,opt,name=major,proto3" json:"major,omitempty"`
-	SystemIdentifier uint64                 `protobuf:"varint,4,opt,name=system_identifier,json=systemIdentifier,proto3" json:"system_identifier,omitempty"`
-	Timeline         uint32                 `protobuf:"varint,5,opt,name=timeline,proto3" json:"timeline,omitempty"`
-	OldestLsn        uint64                 `protobuf:"varint,6,opt,name=oldest_lsn,json=oldestLsn,proto3" json:"oldest_lsn,omitempty"`
-	NewestLsn        uint64                 `protobuf:"varint,7,opt,name=newest_lsn,json=newestLsn,proto3" json:"newest_lsn,omitempty"`
-	OldestTimeUs     *int64                 `protobuf:"fixed64,8,opt,name=oldest_time_us,json=oldestTimeUs,proto3,oneof" json:"oldest_time_us,omitempty"`
-	NewestTimeUs     *int64                 `protobuf:"fixed64,9,opt,name=newest_time_us,json=newestTimeUs,proto3,oneof" json:"newest_time_us,omitempty"`
-	Holes            []string               `protobuf:"bytes,10,rep,name=holes,proto3" json:"holes,omitempty"`
-	Unproven         []string               `protobuf:"bytes,11,rep,name=unproven,proto3" json:"unproven,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Number            uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Alias             string                 `protobuf:"bytes,2,opt,name=alias,proto3" json:"alias,omitempty"`
+	Major             uint32                 `protobuf:"varint,3,opt,name=major,proto3" json:"major,omitempty"`
+	SystemIdentifier  uint64                 `protobuf:"varint,4,opt,name=system_identifier,json=systemIdentifier,proto3" json:"system_identifier,omitempty"`
+	Timeline          uint32                 `protobuf:"varint,5,opt,name=timeline,proto3" json:"timeline,omitempty"`
+	OldestLsn         uint64                 `protobuf:"varint,6,opt,name=oldest_lsn,json=oldestLsn,proto3" json:"oldest_lsn,omitempty"`
+	NewestLsn         uint64                 `protobuf:"varint,7,opt,name=newest_lsn,json=newestLsn,proto3" json:"newest_lsn,omitempty"`
+	OldestTimeUs      *int64                 `protobuf:"fixed64,8,opt,name=oldest_time_us,json=oldestTimeUs,proto3,oneof" json:"oldest_time_us,omitempty"`
+	NewestTimeUs      *int64                 `protobuf:"fixed64,9,opt,name=newest_time_us,json=newestTimeUs,proto3,oneof" json:"newest_time_us,omitempty"`
+	Holes             []string               `protobuf:"bytes,10,rep,name=holes,proto3" json:"holes,omitempty"`
+	Unproven          []string               `protobuf:"bytes,11,rep,name=unproven,proto3" json:"unproven,omitempty"`
+	PlannedLsn        uint64                 `protobuf:"varint,12,opt,name=planned_lsn,json=plannedLsn,proto3" json:"planned_lsn,omitempty"` // the horizon is about to move there; 0: it was never moved
+	HorizonLsn        uint64                 `protobuf:"varint,13,opt,name=horizon_lsn,json=horizonLsn,proto3" json:"horizon_lsn,omitempty"` // that was agreed on
+	BackupLagBytes    uint64                 `protobuf:"varint,14,opt,name=backup_lag_bytes,json=backupLagBytes,proto3" json:"backup_lag_bytes,omitempty"`
+	BackupLagSeconds  float64                `protobuf:"fixed64,15,opt,name=backup_lag_seconds,json=backupLagSeconds,proto3" json:"backup_lag_seconds,omitempty"` // age of the oldest commit that the store's pages lack; 0: it has all
+	ArchiveLagBytes   uint64                 `protobuf:"varint,16,opt,name=archive_lag_bytes,json=archiveLagBytes,proto3" json:"archive_lag_bytes,omitempty"`
+	ArchiveLagSeconds float64                `protobuf:"fixed64,17,opt,name=archive_lag_seconds,json=archiveLagSeconds,proto3" json:"archive_lag_seconds,omitempty"`
+	BackedUp          bool                   `protobuf:"varint,18,opt,name=backed_up,json=backedUp,proto3" json:"backed_up,omitempty"`                     // a store is there; else the lags say nothing
+	StoreOldestLsn    uint64                 `protobuf:"varint,19,opt,name=store_oldest_lsn,json=storeOldestLsn,proto3" json:"store_oldest_lsn,omitempty"` // what the store alone gives back: from here
+	StoreNewestLsn    uint64                 `protobuf:"varint,20,opt,name=store_newest_lsn,json=storeNewestLsn,proto3" json:"store_newest_lsn,omitempty"` // to here
+	LocalBytes        uint64                 `protobuf:"varint,21,opt,name=local_bytes,json=localBytes,proto3" json:"local_bytes,omitempty"`               // of the node that was asked
+	StoreBytes        uint64                 `protobuf:"varint,22,opt,name=store_bytes,json=storeBytes,proto3" json:"store_bytes,omitempty"`               // of the layers that recovery needs
+	WalStoreBytes     uint64                 `protobuf:"varint,23,opt,name=wal_store_bytes,json=walStoreBytes,proto3" json:"wal_store_bytes,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *BranchInfo) Reset() {
@@ -1035,6 +1063,90 @@ func (x *BranchInfo) GetUnproven() []string {
 		return x.Unproven
 	}
 	return nil
+}
+
+func (x *BranchInfo) GetPlannedLsn() uint64 {
+	if x != nil {
+		return x.PlannedLsn
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetHorizonLsn() uint64 {
+	if x != nil {
+		return x.HorizonLsn
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetBackupLagBytes() uint64 {
+	if x != nil {
+		return x.BackupLagBytes
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetBackupLagSeconds() float64 {
+	if x != nil {
+		return x.BackupLagSeconds
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetArchiveLagBytes() uint64 {
+	if x != nil {
+		return x.ArchiveLagBytes
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetArchiveLagSeconds() float64 {
+	if x != nil {
+		return x.ArchiveLagSeconds
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetBackedUp() bool {
+	if x != nil {
+		return x.BackedUp
+	}
+	return false
+}
+
+func (x *BranchInfo) GetStoreOldestLsn() uint64 {
+	if x != nil {
+		return x.StoreOldestLsn
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetStoreNewestLsn() uint64 {
+	if x != nil {
+		return x.StoreNewestLsn
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetLocalBytes() uint64 {
+	if x != nil {
+		return x.LocalBytes
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetStoreBytes() uint64 {
+	if x != nil {
+		return x.StoreBytes
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetWalStoreBytes() uint64 {
+	if x != nil {
+		return x.WalStoreBytes
+	}
+	return 0
 }
 
 type CheckRequest struct {
@@ -1713,7 +1825,7 @@ var File_everpage_v1_admin_proto protoreflect.FileDescriptor
 
 const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17everpage/v1/admin.proto\x12\veverpage.v1\"D\n" +
+	"\x17everpage/v1/admin.proto\x12\veverpage.v1\x1a\x17everpage/v1/types.proto\"D\n" +
 	"\rAttachRequest\x12\x1a\n" +
 	"\bconninfo\x18\x01 \x01(\tR\bconninfo\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\\\n" +
@@ -1740,7 +1852,7 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x05 \x01(\rR\x06shards\x12\x1a\n" +
 	"\breplicas\x18\x06 \x01(\rR\breplicas\x12)\n" +
 	"\x10missing_replicas\x18\a \x01(\rR\x0fmissingReplicas\x12)\n" +
-	"\x10joining_replicas\x18\b \x01(\rR\x0fjoiningReplicas\"\xf2\x04\n" +
+	"\x10joining_replicas\x18\b \x01(\rR\x0fjoiningReplicas\"\xab\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -1768,7 +1880,10 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\vdurable_lsn\x18\x13 \x01(\x04R\n" +
 	"durableLsn\x12!\n" +
 	"\freadable_lsn\x18\x14 \x01(\x04R\vreadableLsn\x12\x1a\n" +
-	"\bwarnings\x18\x15 \x03(\tR\bwarnings\"\xda\x04\n" +
+	"\bwarnings\x18\x15 \x03(\tR\bwarnings\x127\n" +
+	"\n" +
+	"collecting\x18\x16 \x01(\v2\x17.everpage.v1.CollectingR\n" +
+	"collecting\"\xda\x04\n" +
 	"\fFollowStatus\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x18\n" +
@@ -1792,11 +1907,12 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\arecords\x18\x10 \x01(\x04R\arecords\x12/\n" +
 	"\x14wal_bytes_per_second\x18\x11 \x01(\x01R\x11walBytesPerSecond\x12\x1a\n" +
 	"\bwarnings\x18\x12 \x03(\tR\bwarnings\"\r\n" +
-	"\vInfoRequest\"s\n" +
+	"\vInfoRequest\"\x91\x01\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x123\n" +
 	"\bbranches\x18\x02 \x03(\v2\x17.everpage.v1.BranchInfoR\bbranches\x12\x14\n" +
-	"\x05notes\x18\x03 \x03(\tR\x05notes\"\x85\x03\n" +
+	"\x05notes\x18\x03 \x03(\tR\x05notes\x12\x1c\n" +
+	"\tretention\x18\x04 \x01(\tR\tretention\"\xd6\x06\n" +
 	"\n" +
 	"BranchInfo\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
@@ -1812,7 +1928,23 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\x0enewest_time_us\x18\t \x01(\x10H\x01R\fnewestTimeUs\x88\x01\x01\x12\x14\n" +
 	"\x05holes\x18\n" +
 	" \x03(\tR\x05holes\x12\x1a\n" +
-	"\bunproven\x18\v \x03(\tR\bunprovenB\x11\n" +
+	"\bunproven\x18\v \x03(\tR\bunproven\x12\x1f\n" +
+	"\vplanned_lsn\x18\f \x01(\x04R\n" +
+	"plannedLsn\x12\x1f\n" +
+	"\vhorizon_lsn\x18\r \x01(\x04R\n" +
+	"horizonLsn\x12(\n" +
+	"\x10backup_lag_bytes\x18\x0e \x01(\x04R\x0ebackupLagBytes\x12,\n" +
+	"\x12backup_lag_seconds\x18\x0f \x01(\x01R\x10backupLagSeconds\x12*\n" +
+	"\x11archive_lag_bytes\x18\x10 \x01(\x04R\x0farchiveLagBytes\x12.\n" +
+	"\x13archive_lag_seconds\x18\x11 \x01(\x01R\x11archiveLagSeconds\x12\x1b\n" +
+	"\tbacked_up\x18\x12 \x01(\bR\bbackedUp\x12(\n" +
+	"\x10store_oldest_lsn\x18\x13 \x01(\x04R\x0estoreOldestLsn\x12(\n" +
+	"\x10store_newest_lsn\x18\x14 \x01(\x04R\x0estoreNewestLsn\x12\x1f\n" +
+	"\vlocal_bytes\x18\x15 \x01(\x04R\n" +
+	"localBytes\x12\x1f\n" +
+	"\vstore_bytes\x18\x16 \x01(\x04R\n" +
+	"storeBytes\x12&\n" +
+	"\x0fwal_store_bytes\x18\x17 \x01(\x04R\rwalStoreBytesB\x11\n" +
 	"\x0f_oldest_time_usB\x11\n" +
 	"\x0f_newest_time_us\"\x0e\n" +
 	"\fCheckRequest\"k\n" +
@@ -1904,39 +2036,41 @@ var file_everpage_v1_admin_proto_goTypes = []any{
 	(*MoveShardResponse)(nil),       // 23: everpage.v1.MoveShardResponse
 	(*SetClusterRequest)(nil),       // 24: everpage.v1.SetClusterRequest
 	(*SetClusterResponse)(nil),      // 25: everpage.v1.SetClusterResponse
+	(*Collecting)(nil),              // 26: everpage.v1.Collecting
 }
 var file_everpage_v1_admin_proto_depIdxs = []int32{
 	2,  // 0: everpage.v1.AttachResponse.checks:type_name -> everpage.v1.Preflight
 	7,  // 1: everpage.v1.StatusResponse.nodes:type_name -> everpage.v1.NodeStatus
 	8,  // 2: everpage.v1.StatusResponse.follow:type_name -> everpage.v1.FollowStatus
-	11, // 3: everpage.v1.InfoResponse.branches:type_name -> everpage.v1.BranchInfo
-	20, // 4: everpage.v1.ListShardsResponse.shards:type_name -> everpage.v1.ShardInfo
-	21, // 5: everpage.v1.ShardInfo.replicas:type_name -> everpage.v1.ShardReplica
-	0,  // 6: everpage.v1.AdminService.Attach:input_type -> everpage.v1.AttachRequest
-	3,  // 7: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
-	5,  // 8: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
-	9,  // 9: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
-	14, // 10: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
-	12, // 11: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
-	16, // 12: everpage.v1.AdminService.SetNode:input_type -> everpage.v1.SetNodeRequest
-	18, // 13: everpage.v1.AdminService.ListShards:input_type -> everpage.v1.ListShardsRequest
-	22, // 14: everpage.v1.AdminService.MoveShard:input_type -> everpage.v1.MoveShardRequest
-	24, // 15: everpage.v1.AdminService.SetCluster:input_type -> everpage.v1.SetClusterRequest
-	1,  // 16: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
-	4,  // 17: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
-	6,  // 18: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
-	10, // 19: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
-	15, // 20: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
-	13, // 21: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
-	17, // 22: everpage.v1.AdminService.SetNode:output_type -> everpage.v1.SetNodeResponse
-	19, // 23: everpage.v1.AdminService.ListShards:output_type -> everpage.v1.ListShardsResponse
-	23, // 24: everpage.v1.AdminService.MoveShard:output_type -> everpage.v1.MoveShardResponse
-	25, // 25: everpage.v1.AdminService.SetCluster:output_type -> everpage.v1.SetClusterResponse
-	16, // [16:26] is the sub-list for method output_type
-	6,  // [6:16] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	26, // 3: everpage.v1.NodeStatus.collecting:type_name -> everpage.v1.Collecting
+	11, // 4: everpage.v1.InfoResponse.branches:type_name -> everpage.v1.BranchInfo
+	20, // 5: everpage.v1.ListShardsResponse.shards:type_name -> everpage.v1.ShardInfo
+	21, // 6: everpage.v1.ShardInfo.replicas:type_name -> everpage.v1.ShardReplica
+	0,  // 7: everpage.v1.AdminService.Attach:input_type -> everpage.v1.AttachRequest
+	3,  // 8: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
+	5,  // 9: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
+	9,  // 10: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
+	14, // 11: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
+	12, // 12: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
+	16, // 13: everpage.v1.AdminService.SetNode:input_type -> everpage.v1.SetNodeRequest
+	18, // 14: everpage.v1.AdminService.ListShards:input_type -> everpage.v1.ListShardsRequest
+	22, // 15: everpage.v1.AdminService.MoveShard:input_type -> everpage.v1.MoveShardRequest
+	24, // 16: everpage.v1.AdminService.SetCluster:input_type -> everpage.v1.SetClusterRequest
+	1,  // 17: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
+	4,  // 18: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
+	6,  // 19: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
+	10, // 20: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
+	15, // 21: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
+	13, // 22: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
+	17, // 23: everpage.v1.AdminService.SetNode:output_type -> everpage.v1.SetNodeResponse
+	19, // 24: everpage.v1.AdminService.ListShards:output_type -> everpage.v1.ListShardsResponse
+	23, // 25: everpage.v1.AdminService.MoveShard:output_type -> everpage.v1.MoveShardResponse
+	25, // 26: everpage.v1.AdminService.SetCluster:output_type -> everpage.v1.SetClusterResponse
+	17, // [17:27] is the sub-list for method output_type
+	7,  // [7:17] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_admin_proto_init() }
@@ -1944,6 +2078,7 @@ func file_everpage_v1_admin_proto_init() {
 	if File_everpage_v1_admin_proto != nil {
 		return
 	}
+	file_everpage_v1_types_proto_init()
 	file_everpage_v1_admin_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -68,6 +68,9 @@ type BackupsResponse struct {
 	LagBytes        uint64                 `protobuf:"varint,8,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`               // of WAL between what can be read here and what the store's layers have
 	LastUploadUs    int64                  `protobuf:"varint,9,opt,name=last_upload_us,json=lastUploadUs,proto3" json:"last_upload_us,omitempty"` // unix time; 0: none since the start
 	Retention       string                 `protobuf:"bytes,10,opt,name=retention,proto3" json:"retention,omitempty"`
+	LagSeconds      float64                `protobuf:"fixed64,11,opt,name=lag_seconds,json=lagSeconds,proto3" json:"lag_seconds,omitempty"`   // age of the oldest commit that the store's layers lack
+	LocalBytes      uint64                 `protobuf:"varint,12,opt,name=local_bytes,json=localBytes,proto3" json:"local_bytes,omitempty"`    // of the node that was asked
+	ObjectBytes     uint64                 `protobuf:"varint,13,opt,name=object_bytes,json=objectBytes,proto3" json:"object_bytes,omitempty"` // of all layers that recovery needs
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -172,6 +175,27 @@ func (x *BackupsResponse) GetRetention() string {
 	return ""
 }
 
+func (x *BackupsResponse) GetLagSeconds() float64 {
+	if x != nil {
+		return x.LagSeconds
+	}
+	return 0
+}
+
+func (x *BackupsResponse) GetLocalBytes() uint64 {
+	if x != nil {
+		return x.LocalBytes
+	}
+	return 0
+}
+
+func (x *BackupsResponse) GetObjectBytes() uint64 {
+	if x != nil {
+		return x.ObjectBytes
+	}
+	return 0
+}
+
 type WalArchive struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	BeginLsn      uint64                 `protobuf:"varint,1,opt,name=begin_lsn,json=beginLsn,proto3" json:"begin_lsn,omitempty"`
@@ -179,6 +203,8 @@ type WalArchive struct {
 	LagBytes      uint64                 `protobuf:"varint,3,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
 	Gaps          []string               `protobuf:"bytes,4,rep,name=gaps,proto3" json:"gaps,omitempty"`
 	Error         string                 `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	LagSeconds    float64                `protobuf:"fixed64,6,opt,name=lag_seconds,json=lagSeconds,proto3" json:"lag_seconds,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"` // of WAL in the store
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -246,6 +272,20 @@ func (x *WalArchive) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *WalArchive) GetLagSeconds() float64 {
+	if x != nil {
+		return x.LagSeconds
+	}
+	return 0
+}
+
+func (x *WalArchive) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 type BranchBackup struct {
@@ -576,6 +616,7 @@ func (x *SetRetentionResponse) GetHorizonLsn() uint64 {
 type CollectGarbageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	DryRun        bool                   `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Part          string                 `protobuf:"bytes,2,opt,name=part,proto3" json:"part,omitempty"` // horizon, local or store: only this, on the node that is asked; empty: all of it, on all nodes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -617,12 +658,21 @@ func (x *CollectGarbageRequest) GetDryRun() bool {
 	return false
 }
 
+func (x *CollectGarbageRequest) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
 type CollectGarbageResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	HorizonLsn    uint64                 `protobuf:"varint,1,opt,name=horizon_lsn,json=horizonLsn,proto3" json:"horizon_lsn,omitempty"`
 	Objects       []string               `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"` // removed, or to be removed
 	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Done          bool                   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	Local         []*LocalGarbage        `protobuf:"bytes,5,rep,name=local,proto3" json:"local,omitempty"`  // by node and branch
+	Store         bool                   `protobuf:"varint,6,opt,name=store,proto3" json:"store,omitempty"` // there is one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -685,6 +735,113 @@ func (x *CollectGarbageResponse) GetDone() bool {
 	return false
 }
 
+func (x *CollectGarbageResponse) GetLocal() []*LocalGarbage {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+func (x *CollectGarbageResponse) GetStore() bool {
+	if x != nil {
+		return x.Store
+	}
+	return false
+}
+
+// LocalGarbage is what a node has that lies below the horizon and nothing needs.
+type LocalGarbage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Branch        uint32                 `protobuf:"varint,2,opt,name=branch,proto3" json:"branch,omitempty"`
+	HorizonLsn    uint64                 `protobuf:"varint,3,opt,name=horizon_lsn,json=horizonLsn,proto3" json:"horizon_lsn,omitempty"`
+	SeenBytes     uint64                 `protobuf:"varint,4,opt,name=seen_bytes,json=seenBytes,proto3" json:"seen_bytes,omitempty"` // of versions that were looked at
+	GoneBytes     uint64                 `protobuf:"varint,5,opt,name=gone_bytes,json=goneBytes,proto3" json:"gone_bytes,omitempty"`
+	GoneVersions  uint64                 `protobuf:"varint,6,opt,name=gone_versions,json=goneVersions,proto3" json:"gone_versions,omitempty"`
+	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalGarbage) Reset() {
+	*x = LocalGarbage{}
+	mi := &file_everpage_v1_backup_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalGarbage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalGarbage) ProtoMessage() {}
+
+func (x *LocalGarbage) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_backup_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalGarbage.ProtoReflect.Descriptor instead.
+func (*LocalGarbage) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *LocalGarbage) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *LocalGarbage) GetBranch() uint32 {
+	if x != nil {
+		return x.Branch
+	}
+	return 0
+}
+
+func (x *LocalGarbage) GetHorizonLsn() uint64 {
+	if x != nil {
+		return x.HorizonLsn
+	}
+	return 0
+}
+
+func (x *LocalGarbage) GetSeenBytes() uint64 {
+	if x != nil {
+		return x.SeenBytes
+	}
+	return 0
+}
+
+func (x *LocalGarbage) GetGoneBytes() uint64 {
+	if x != nil {
+		return x.GoneBytes
+	}
+	return 0
+}
+
+func (x *LocalGarbage) GetGoneVersions() uint64 {
+	if x != nil {
+		return x.GoneVersions
+	}
+	return 0
+}
+
+func (x *LocalGarbage) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 type VerifyBackupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -693,7 +850,7 @@ type VerifyBackupRequest struct {
 
 func (x *VerifyBackupRequest) Reset() {
 	*x = VerifyBackupRequest{}
-	mi := &file_everpage_v1_backup_proto_msgTypes[10]
+	mi := &file_everpage_v1_backup_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +862,7 @@ func (x *VerifyBackupRequest) String() string {
 func (*VerifyBackupRequest) ProtoMessage() {}
 
 func (x *VerifyBackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_backup_proto_msgTypes[10]
+	mi := &file_everpage_v1_backup_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +875,7 @@ func (x *VerifyBackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyBackupRequest.ProtoReflect.Descriptor instead.
 func (*VerifyBackupRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{10}
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{11}
 }
 
 type VerifyBackupResponse struct {
@@ -736,7 +893,7 @@ type VerifyBackupResponse struct {
 
 func (x *VerifyBackupResponse) Reset() {
 	*x = VerifyBackupResponse{}
-	mi := &file_everpage_v1_backup_proto_msgTypes[11]
+	mi := &file_everpage_v1_backup_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +905,7 @@ func (x *VerifyBackupResponse) String() string {
 func (*VerifyBackupResponse) ProtoMessage() {}
 
 func (x *VerifyBackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_backup_proto_msgTypes[11]
+	mi := &file_everpage_v1_backup_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +918,7 @@ func (x *VerifyBackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyBackupResponse.ProtoReflect.Descriptor instead.
 func (*VerifyBackupResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{11}
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *VerifyBackupResponse) GetProblem() string {
@@ -816,13 +973,14 @@ func (x *VerifyBackupResponse) GetNote() string {
 type DiskUsageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Branch        uint32                 `protobuf:"varint,1,opt,name=branch,proto3" json:"branch,omitempty"`
+	Local         bool                   `protobuf:"varint,2,opt,name=local,proto3" json:"local,omitempty"` // only of the shards that the node which is asked answers for first; not of the others'
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DiskUsageRequest) Reset() {
 	*x = DiskUsageRequest{}
-	mi := &file_everpage_v1_backup_proto_msgTypes[12]
+	mi := &file_everpage_v1_backup_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +992,7 @@ func (x *DiskUsageRequest) String() string {
 func (*DiskUsageRequest) ProtoMessage() {}
 
 func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_backup_proto_msgTypes[12]
+	mi := &file_everpage_v1_backup_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1005,7 @@ func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsageRequest.ProtoReflect.Descriptor instead.
 func (*DiskUsageRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{12}
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DiskUsageRequest) GetBranch() uint32 {
@@ -857,18 +1015,29 @@ func (x *DiskUsageRequest) GetBranch() uint32 {
 	return 0
 }
 
+func (x *DiskUsageRequest) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
 type DiskUsageResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Relations     []*RelationUsage       `protobuf:"bytes,1,rep,name=relations,proto3" json:"relations,omitempty"`                      // largest first
 	StoreBytes    uint64                 `protobuf:"varint,2,opt,name=store_bytes,json=storeBytes,proto3" json:"store_bytes,omitempty"` // in the store, of layers
 	WalBytes      uint64                 `protobuf:"varint,3,opt,name=wal_bytes,json=walBytes,proto3" json:"wal_bytes,omitempty"`       // in the store, of WAL
+	LocalBytes    uint64                 `protobuf:"varint,4,opt,name=local_bytes,json=localBytes,proto3" json:"local_bytes,omitempty"` // of the stores of all nodes that answered
+	SpoolBytes    uint64                 `protobuf:"varint,5,opt,name=spool_bytes,json=spoolBytes,proto3" json:"spool_bytes,omitempty"` // of their WAL
+	Silent        []string               `protobuf:"bytes,6,rep,name=silent,proto3" json:"silent,omitempty"`                            // nodes that did not answer: what they alone have is missing
+	Branch        uint32                 `protobuf:"varint,7,opt,name=branch,proto3" json:"branch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DiskUsageResponse) Reset() {
 	*x = DiskUsageResponse{}
-	mi := &file_everpage_v1_backup_proto_msgTypes[13]
+	mi := &file_everpage_v1_backup_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +1049,7 @@ func (x *DiskUsageResponse) String() string {
 func (*DiskUsageResponse) ProtoMessage() {}
 
 func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_backup_proto_msgTypes[13]
+	mi := &file_everpage_v1_backup_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1062,7 @@ func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsageResponse.ProtoReflect.Descriptor instead.
 func (*DiskUsageResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{13}
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DiskUsageResponse) GetRelations() []*RelationUsage {
@@ -917,18 +1086,47 @@ func (x *DiskUsageResponse) GetWalBytes() uint64 {
 	return 0
 }
 
+func (x *DiskUsageResponse) GetLocalBytes() uint64 {
+	if x != nil {
+		return x.LocalBytes
+	}
+	return 0
+}
+
+func (x *DiskUsageResponse) GetSpoolBytes() uint64 {
+	if x != nil {
+		return x.SpoolBytes
+	}
+	return 0
+}
+
+func (x *DiskUsageResponse) GetSilent() []string {
+	if x != nil {
+		return x.Silent
+	}
+	return nil
+}
+
+func (x *DiskUsageResponse) GetBranch() uint32 {
+	if x != nil {
+		return x.Branch
+	}
+	return 0
+}
+
 type RelationUsage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Relation      string                 `protobuf:"bytes,1,opt,name=relation,proto3" json:"relation,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // of all versions, as stored
 	Versions      uint64                 `protobuf:"varint,3,opt,name=versions,proto3" json:"versions,omitempty"`
+	CurrentBytes  uint64                 `protobuf:"varint,4,opt,name=current_bytes,json=currentBytes,proto3" json:"current_bytes,omitempty"` // of its pages now, as PostgreSQL has them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RelationUsage) Reset() {
 	*x = RelationUsage{}
-	mi := &file_everpage_v1_backup_proto_msgTypes[14]
+	mi := &file_everpage_v1_backup_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1138,7 @@ func (x *RelationUsage) String() string {
 func (*RelationUsage) ProtoMessage() {}
 
 func (x *RelationUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_backup_proto_msgTypes[14]
+	mi := &file_everpage_v1_backup_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1151,7 @@ func (x *RelationUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelationUsage.ProtoReflect.Descriptor instead.
 func (*RelationUsage) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{14}
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RelationUsage) GetRelation() string {
@@ -977,12 +1175,208 @@ func (x *RelationUsage) GetVersions() uint64 {
 	return 0
 }
 
+func (x *RelationUsage) GetCurrentBytes() uint64 {
+	if x != nil {
+		return x.CurrentBytes
+	}
+	return 0
+}
+
+type RetentionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetentionRequest) Reset() {
+	*x = RetentionRequest{}
+	mi := &file_everpage_v1_backup_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionRequest) ProtoMessage() {}
+
+func (x *RetentionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_backup_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionRequest.ProtoReflect.Descriptor instead.
+func (*RetentionRequest) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{16}
+}
+
+type RetentionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Seconds       uint64                 `protobuf:"varint,1,opt,name=seconds,proto3" json:"seconds,omitempty"` // both 0: everything is kept
+	WalBytes      uint64                 `protobuf:"varint,2,opt,name=wal_bytes,json=walBytes,proto3" json:"wal_bytes,omitempty"`
+	Branches      []*BranchHorizon       `protobuf:"bytes,3,rep,name=branches,proto3" json:"branches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetentionResponse) Reset() {
+	*x = RetentionResponse{}
+	mi := &file_everpage_v1_backup_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionResponse) ProtoMessage() {}
+
+func (x *RetentionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_backup_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionResponse.ProtoReflect.Descriptor instead.
+func (*RetentionResponse) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RetentionResponse) GetSeconds() uint64 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
+func (x *RetentionResponse) GetWalBytes() uint64 {
+	if x != nil {
+		return x.WalBytes
+	}
+	return 0
+}
+
+func (x *RetentionResponse) GetBranches() []*BranchHorizon {
+	if x != nil {
+		return x.Branches
+	}
+	return nil
+}
+
+// BranchHorizon is where a branch's history begins, and what keeps it from beginning later.
+type BranchHorizon struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Branch        uint32                 `protobuf:"varint,1,opt,name=branch,proto3" json:"branch,omitempty"`
+	OldestLsn     uint64                 `protobuf:"varint,2,opt,name=oldest_lsn,json=oldestLsn,proto3" json:"oldest_lsn,omitempty"` // that the node which was asked answers
+	PlannedLsn    uint64                 `protobuf:"varint,3,opt,name=planned_lsn,json=plannedLsn,proto3" json:"planned_lsn,omitempty"`
+	AppliedLsn    uint64                 `protobuf:"varint,4,opt,name=applied_lsn,json=appliedLsn,proto3" json:"applied_lsn,omitempty"`
+	TargetLsn     uint64                 `protobuf:"varint,5,opt,name=target_lsn,json=targetLsn,proto3" json:"target_lsn,omitempty"` // where it could begin now
+	HeldBy        string                 `protobuf:"bytes,6,opt,name=held_by,json=heldBy,proto3" json:"held_by,omitempty"`           // what keeps target from being what retention says; empty: nothing
+	Leases        uint32                 `protobuf:"varint,7,opt,name=leases,proto3" json:"leases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BranchHorizon) Reset() {
+	*x = BranchHorizon{}
+	mi := &file_everpage_v1_backup_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BranchHorizon) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BranchHorizon) ProtoMessage() {}
+
+func (x *BranchHorizon) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_backup_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BranchHorizon.ProtoReflect.Descriptor instead.
+func (*BranchHorizon) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *BranchHorizon) GetBranch() uint32 {
+	if x != nil {
+		return x.Branch
+	}
+	return 0
+}
+
+func (x *BranchHorizon) GetOldestLsn() uint64 {
+	if x != nil {
+		return x.OldestLsn
+	}
+	return 0
+}
+
+func (x *BranchHorizon) GetPlannedLsn() uint64 {
+	if x != nil {
+		return x.PlannedLsn
+	}
+	return 0
+}
+
+func (x *BranchHorizon) GetAppliedLsn() uint64 {
+	if x != nil {
+		return x.AppliedLsn
+	}
+	return 0
+}
+
+func (x *BranchHorizon) GetTargetLsn() uint64 {
+	if x != nil {
+		return x.TargetLsn
+	}
+	return 0
+}
+
+func (x *BranchHorizon) GetHeldBy() string {
+	if x != nil {
+		return x.HeldBy
+	}
+	return ""
+}
+
+func (x *BranchHorizon) GetLeases() uint32 {
+	if x != nil {
+		return x.Leases
+	}
+	return 0
+}
+
 var File_everpage_v1_backup_proto protoreflect.FileDescriptor
 
 const file_everpage_v1_backup_proto_rawDesc = "" +
 	"\n" +
 	"\x18everpage/v1/backup.proto\x12\veverpage.v1\"\x10\n" +
-	"\x0eBackupsRequest\"\x88\x03\n" +
+	"\x0eBackupsRequest\"\xed\x03\n" +
 	"\x0fBackupsResponse\x12\x14\n" +
 	"\x05store\x18\x01 \x01(\tR\x05store\x121\n" +
 	"\aarchive\x18\x02 \x01(\v2\x17.everpage.v1.WalArchiveR\aarchive\x125\n" +
@@ -994,14 +1388,22 @@ const file_everpage_v1_backup_proto_rawDesc = "" +
 	"\tlag_bytes\x18\b \x01(\x04R\blagBytes\x12$\n" +
 	"\x0elast_upload_us\x18\t \x01(\x03R\flastUploadUs\x12\x1c\n" +
 	"\tretention\x18\n" +
-	" \x01(\tR\tretention\"\x89\x01\n" +
+	" \x01(\tR\tretention\x12\x1f\n" +
+	"\vlag_seconds\x18\v \x01(\x01R\n" +
+	"lagSeconds\x12\x1f\n" +
+	"\vlocal_bytes\x18\f \x01(\x04R\n" +
+	"localBytes\x12!\n" +
+	"\fobject_bytes\x18\r \x01(\x04R\vobjectBytes\"\xc0\x01\n" +
 	"\n" +
 	"WalArchive\x12\x1b\n" +
 	"\tbegin_lsn\x18\x01 \x01(\x04R\bbeginLsn\x12\x17\n" +
 	"\aend_lsn\x18\x02 \x01(\x04R\x06endLsn\x12\x1b\n" +
 	"\tlag_bytes\x18\x03 \x01(\x04R\blagBytes\x12\x12\n" +
 	"\x04gaps\x18\x04 \x03(\tR\x04gaps\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"\xaa\x01\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\x12\x1f\n" +
+	"\vlag_seconds\x18\x06 \x01(\x01R\n" +
+	"lagSeconds\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\"\xaa\x01\n" +
 	"\fBranchBackup\x12\x16\n" +
 	"\x06branch\x18\x01 \x01(\rR\x06branch\x12\x1d\n" +
 	"\n" +
@@ -1028,15 +1430,29 @@ const file_everpage_v1_backup_proto_rawDesc = "" +
 	"\x14SetRetentionResponse\x12\x1c\n" +
 	"\tretention\x18\x01 \x01(\tR\tretention\x12\x1f\n" +
 	"\vhorizon_lsn\x18\x02 \x01(\x04R\n" +
-	"horizonLsn\"0\n" +
+	"horizonLsn\"D\n" +
 	"\x15CollectGarbageRequest\x12\x17\n" +
-	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"}\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x12\n" +
+	"\x04part\x18\x02 \x01(\tR\x04part\"\xc4\x01\n" +
 	"\x16CollectGarbageResponse\x12\x1f\n" +
 	"\vhorizon_lsn\x18\x01 \x01(\x04R\n" +
 	"horizonLsn\x12\x18\n" +
 	"\aobjects\x18\x02 \x03(\tR\aobjects\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x12\n" +
-	"\x04done\x18\x04 \x01(\bR\x04done\"\x15\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\x12/\n" +
+	"\x05local\x18\x05 \x03(\v2\x19.everpage.v1.LocalGarbageR\x05local\x12\x14\n" +
+	"\x05store\x18\x06 \x01(\bR\x05store\"\xd4\x01\n" +
+	"\fLocalGarbage\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06branch\x18\x02 \x01(\rR\x06branch\x12\x1f\n" +
+	"\vhorizon_lsn\x18\x03 \x01(\x04R\n" +
+	"horizonLsn\x12\x1d\n" +
+	"\n" +
+	"seen_bytes\x18\x04 \x01(\x04R\tseenBytes\x12\x1d\n" +
+	"\n" +
+	"gone_bytes\x18\x05 \x01(\x04R\tgoneBytes\x12#\n" +
+	"\rgone_versions\x18\x06 \x01(\x04R\fgoneVersions\x12\x14\n" +
+	"\x05error\x18\a \x01(\tR\x05error\"\x15\n" +
 	"\x13VerifyBackupRequest\"\xb6\x01\n" +
 	"\x14VerifyBackupResponse\x12\x18\n" +
 	"\aproblem\x18\x01 \x01(\tR\aproblem\x12\x12\n" +
@@ -1045,25 +1461,51 @@ const file_everpage_v1_backup_proto_rawDesc = "" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x16\n" +
 	"\x06layers\x18\x05 \x01(\x04R\x06layers\x12\x14\n" +
 	"\x05pages\x18\x06 \x01(\x04R\x05pages\x12\x12\n" +
-	"\x04note\x18\a \x01(\tR\x04note\"*\n" +
+	"\x04note\x18\a \x01(\tR\x04note\"@\n" +
 	"\x10DiskUsageRequest\x12\x16\n" +
-	"\x06branch\x18\x01 \x01(\rR\x06branch\"\x8b\x01\n" +
+	"\x06branch\x18\x01 \x01(\rR\x06branch\x12\x14\n" +
+	"\x05local\x18\x02 \x01(\bR\x05local\"\xfd\x01\n" +
 	"\x11DiskUsageResponse\x128\n" +
 	"\trelations\x18\x01 \x03(\v2\x1a.everpage.v1.RelationUsageR\trelations\x12\x1f\n" +
 	"\vstore_bytes\x18\x02 \x01(\x04R\n" +
 	"storeBytes\x12\x1b\n" +
-	"\twal_bytes\x18\x03 \x01(\x04R\bwalBytes\"]\n" +
+	"\twal_bytes\x18\x03 \x01(\x04R\bwalBytes\x12\x1f\n" +
+	"\vlocal_bytes\x18\x04 \x01(\x04R\n" +
+	"localBytes\x12\x1f\n" +
+	"\vspool_bytes\x18\x05 \x01(\x04R\n" +
+	"spoolBytes\x12\x16\n" +
+	"\x06silent\x18\x06 \x03(\tR\x06silent\x12\x16\n" +
+	"\x06branch\x18\a \x01(\rR\x06branch\"\x82\x01\n" +
 	"\rRelationUsage\x12\x1a\n" +
 	"\brelation\x18\x01 \x01(\tR\brelation\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x1a\n" +
-	"\bversions\x18\x03 \x01(\x04R\bversions2\xf2\x03\n" +
+	"\bversions\x18\x03 \x01(\x04R\bversions\x12#\n" +
+	"\rcurrent_bytes\x18\x04 \x01(\x04R\fcurrentBytes\"\x12\n" +
+	"\x10RetentionRequest\"\x82\x01\n" +
+	"\x11RetentionResponse\x12\x18\n" +
+	"\aseconds\x18\x01 \x01(\x04R\aseconds\x12\x1b\n" +
+	"\twal_bytes\x18\x02 \x01(\x04R\bwalBytes\x126\n" +
+	"\bbranches\x18\x03 \x03(\v2\x1a.everpage.v1.BranchHorizonR\bbranches\"\xd8\x01\n" +
+	"\rBranchHorizon\x12\x16\n" +
+	"\x06branch\x18\x01 \x01(\rR\x06branch\x12\x1d\n" +
+	"\n" +
+	"oldest_lsn\x18\x02 \x01(\x04R\toldestLsn\x12\x1f\n" +
+	"\vplanned_lsn\x18\x03 \x01(\x04R\n" +
+	"plannedLsn\x12\x1f\n" +
+	"\vapplied_lsn\x18\x04 \x01(\x04R\n" +
+	"appliedLsn\x12\x1d\n" +
+	"\n" +
+	"target_lsn\x18\x05 \x01(\x04R\ttargetLsn\x12\x17\n" +
+	"\aheld_by\x18\x06 \x01(\tR\x06heldBy\x12\x16\n" +
+	"\x06leases\x18\a \x01(\rR\x06leases2\xbe\x04\n" +
 	"\rBackupService\x12D\n" +
 	"\aBackups\x12\x1b.everpage.v1.BackupsRequest\x1a\x1c.everpage.v1.BackupsResponse\x12H\n" +
 	"\tBackupNow\x12\x1d.everpage.v1.BackupNowRequest\x1a\x1c.everpage.v1.BackupsResponse\x12S\n" +
 	"\fSetRetention\x12 .everpage.v1.SetRetentionRequest\x1a!.everpage.v1.SetRetentionResponse\x12Y\n" +
 	"\x0eCollectGarbage\x12\".everpage.v1.CollectGarbageRequest\x1a#.everpage.v1.CollectGarbageResponse\x12U\n" +
 	"\fVerifyBackup\x12 .everpage.v1.VerifyBackupRequest\x1a!.everpage.v1.VerifyBackupResponse0\x01\x12J\n" +
-	"\tDiskUsage\x12\x1d.everpage.v1.DiskUsageRequest\x1a\x1e.everpage.v1.DiskUsageResponseB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
+	"\tDiskUsage\x12\x1d.everpage.v1.DiskUsageRequest\x1a\x1e.everpage.v1.DiskUsageResponse\x12J\n" +
+	"\tRetention\x12\x1d.everpage.v1.RetentionRequest\x1a\x1e.everpage.v1.RetentionResponseB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
 
 var (
 	file_everpage_v1_backup_proto_rawDescOnce sync.Once
@@ -1077,7 +1519,7 @@ func file_everpage_v1_backup_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_backup_proto_rawDescData
 }
 
-var file_everpage_v1_backup_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_everpage_v1_backup_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_everpage_v1_backup_proto_goTypes = []any{
 	(*BackupsRequest)(nil),         // 0: everpage.v1.BackupsRequest
 	(*BackupsResponse)(nil),        // 1: everpage.v1.BackupsResponse
@@ -1089,34 +1531,42 @@ var file_everpage_v1_backup_proto_goTypes = []any{
 	(*SetRetentionResponse)(nil),   // 7: everpage.v1.SetRetentionResponse
 	(*CollectGarbageRequest)(nil),  // 8: everpage.v1.CollectGarbageRequest
 	(*CollectGarbageResponse)(nil), // 9: everpage.v1.CollectGarbageResponse
-	(*VerifyBackupRequest)(nil),    // 10: everpage.v1.VerifyBackupRequest
-	(*VerifyBackupResponse)(nil),   // 11: everpage.v1.VerifyBackupResponse
-	(*DiskUsageRequest)(nil),       // 12: everpage.v1.DiskUsageRequest
-	(*DiskUsageResponse)(nil),      // 13: everpage.v1.DiskUsageResponse
-	(*RelationUsage)(nil),          // 14: everpage.v1.RelationUsage
+	(*LocalGarbage)(nil),           // 10: everpage.v1.LocalGarbage
+	(*VerifyBackupRequest)(nil),    // 11: everpage.v1.VerifyBackupRequest
+	(*VerifyBackupResponse)(nil),   // 12: everpage.v1.VerifyBackupResponse
+	(*DiskUsageRequest)(nil),       // 13: everpage.v1.DiskUsageRequest
+	(*DiskUsageResponse)(nil),      // 14: everpage.v1.DiskUsageResponse
+	(*RelationUsage)(nil),          // 15: everpage.v1.RelationUsage
+	(*RetentionRequest)(nil),       // 16: everpage.v1.RetentionRequest
+	(*RetentionResponse)(nil),      // 17: everpage.v1.RetentionResponse
+	(*BranchHorizon)(nil),          // 18: everpage.v1.BranchHorizon
 }
 var file_everpage_v1_backup_proto_depIdxs = []int32{
 	2,  // 0: everpage.v1.BackupsResponse.archive:type_name -> everpage.v1.WalArchive
 	3,  // 1: everpage.v1.BackupsResponse.branches:type_name -> everpage.v1.BranchBackup
 	4,  // 2: everpage.v1.BackupsResponse.usage:type_name -> everpage.v1.StoreUsage
-	14, // 3: everpage.v1.DiskUsageResponse.relations:type_name -> everpage.v1.RelationUsage
-	0,  // 4: everpage.v1.BackupService.Backups:input_type -> everpage.v1.BackupsRequest
-	5,  // 5: everpage.v1.BackupService.BackupNow:input_type -> everpage.v1.BackupNowRequest
-	6,  // 6: everpage.v1.BackupService.SetRetention:input_type -> everpage.v1.SetRetentionRequest
-	8,  // 7: everpage.v1.BackupService.CollectGarbage:input_type -> everpage.v1.CollectGarbageRequest
-	10, // 8: everpage.v1.BackupService.VerifyBackup:input_type -> everpage.v1.VerifyBackupRequest
-	12, // 9: everpage.v1.BackupService.DiskUsage:input_type -> everpage.v1.DiskUsageRequest
-	1,  // 10: everpage.v1.BackupService.Backups:output_type -> everpage.v1.BackupsResponse
-	1,  // 11: everpage.v1.BackupService.BackupNow:output_type -> everpage.v1.BackupsResponse
-	7,  // 12: everpage.v1.BackupService.SetRetention:output_type -> everpage.v1.SetRetentionResponse
-	9,  // 13: everpage.v1.BackupService.CollectGarbage:output_type -> everpage.v1.CollectGarbageResponse
-	11, // 14: everpage.v1.BackupService.VerifyBackup:output_type -> everpage.v1.VerifyBackupResponse
-	13, // 15: everpage.v1.BackupService.DiskUsage:output_type -> everpage.v1.DiskUsageResponse
-	10, // [10:16] is the sub-list for method output_type
-	4,  // [4:10] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	10, // 3: everpage.v1.CollectGarbageResponse.local:type_name -> everpage.v1.LocalGarbage
+	15, // 4: everpage.v1.DiskUsageResponse.relations:type_name -> everpage.v1.RelationUsage
+	18, // 5: everpage.v1.RetentionResponse.branches:type_name -> everpage.v1.BranchHorizon
+	0,  // 6: everpage.v1.BackupService.Backups:input_type -> everpage.v1.BackupsRequest
+	5,  // 7: everpage.v1.BackupService.BackupNow:input_type -> everpage.v1.BackupNowRequest
+	6,  // 8: everpage.v1.BackupService.SetRetention:input_type -> everpage.v1.SetRetentionRequest
+	8,  // 9: everpage.v1.BackupService.CollectGarbage:input_type -> everpage.v1.CollectGarbageRequest
+	11, // 10: everpage.v1.BackupService.VerifyBackup:input_type -> everpage.v1.VerifyBackupRequest
+	13, // 11: everpage.v1.BackupService.DiskUsage:input_type -> everpage.v1.DiskUsageRequest
+	16, // 12: everpage.v1.BackupService.Retention:input_type -> everpage.v1.RetentionRequest
+	1,  // 13: everpage.v1.BackupService.Backups:output_type -> everpage.v1.BackupsResponse
+	1,  // 14: everpage.v1.BackupService.BackupNow:output_type -> everpage.v1.BackupsResponse
+	7,  // 15: everpage.v1.BackupService.SetRetention:output_type -> everpage.v1.SetRetentionResponse
+	9,  // 16: everpage.v1.BackupService.CollectGarbage:output_type -> everpage.v1.CollectGarbageResponse
+	12, // 17: everpage.v1.BackupService.VerifyBackup:output_type -> everpage.v1.VerifyBackupResponse
+	14, // 18: everpage.v1.BackupService.DiskUsage:output_type -> everpage.v1.DiskUsageResponse
+	17, // 19: everpage.v1.BackupService.Retention:output_type -> everpage.v1.RetentionResponse
+	13, // [13:20] is the sub-list for method output_type
+	6,  // [6:13] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_backup_proto_init() }
@@ -1130,7 +1580,7 @@ func file_everpage_v1_backup_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_backup_proto_rawDesc), len(file_everpage_v1_backup_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	BackupService_CollectGarbage_FullMethodName = "/everpage.v1.BackupService/CollectGarbage"
 	BackupService_VerifyBackup_FullMethodName   = "/everpage.v1.BackupService/VerifyBackup"
 	BackupService_DiskUsage_FullMethodName      = "/everpage.v1.BackupService/DiskUsage"
+	BackupService_Retention_FullMethodName      = "/everpage.v1.BackupService/Retention"
 )
 
 // BackupServiceClient is the client API for BackupService service.
@@ -41,6 +42,8 @@ type BackupServiceClient interface {
 	// VerifyBackup reads all of the backup and tells what is wrong with it.
 	VerifyBackup(ctx context.Context, in *VerifyBackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[VerifyBackupResponse], error)
 	DiskUsage(ctx context.Context, in *DiskUsageRequest, opts ...grpc.CallOption) (*DiskUsageResponse, error)
+	// Retention tells how long history is kept and what holds it.
+	Retention(ctx context.Context, in *RetentionRequest, opts ...grpc.CallOption) (*RetentionResponse, error)
 }
 
 type backupServiceClient struct {
@@ -120,6 +123,16 @@ func (c *backupServiceClient) DiskUsage(ctx context.Context, in *DiskUsageReques
 	return out, nil
 }
 
+func (c *backupServiceClient) Retention(ctx context.Context, in *RetentionRequest, opts ...grpc.CallOption) (*RetentionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetentionResponse)
+	err := c.cc.Invoke(ctx, BackupService_Retention_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BackupServiceServer is the server API for BackupService service.
 // All implementations must embed UnimplementedBackupServiceServer
 // for forward compatibility.
@@ -135,6 +148,8 @@ type BackupServiceServer interface {
 	// VerifyBackup reads all of the backup and tells what is wrong with it.
 	VerifyBackup(*VerifyBackupRequest, grpc.ServerStreamingServer[VerifyBackupResponse]) error
 	DiskUsage(context.Context, *DiskUsageRequest) (*DiskUsageResponse, error)
+	// Retention tells how long history is kept and what holds it.
+	Retention(context.Context, *RetentionRequest) (*RetentionResponse, error)
 	mustEmbedUnimplementedBackupServiceServer()
 }
 
@@ -162,6 +177,9 @@ func (UnimplementedBackupServiceServer) VerifyBackup(*VerifyBackupRequest, grpc.
 }
 func (UnimplementedBackupServiceServer) DiskUsage(context.Context, *DiskUsageRequest) (*DiskUsageResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DiskUsage not implemented")
+}
+func (UnimplementedBackupServiceServer) Retention(context.Context, *RetentionRequest) (*RetentionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Retention not implemented")
 }
 func (UnimplementedBackupServiceServer) mustEmbedUnimplementedBackupServiceServer() {}
 func (UnimplementedBackupServiceServer) testEmbeddedByValue()                       {}
@@ -285,6 +303,24 @@ func _BackupService_DiskUsage_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _BackupService_Retention_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetentionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BackupServiceServer).Retention(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BackupService_Retention_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BackupServiceServer).Retention(ctx, req.(*RetentionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // BackupService_ServiceDesc is the grpc.ServiceDesc for BackupService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -311,6 +347,10 @@ var BackupService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DiskUsage",
 			Handler:    _BackupService_DiskUsage_Handler,
+		},
+		{
+			MethodName: "Retention",
+			Handler:    _BackupService_Retention_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -452,6 +452,7 @@ type NodeProgress struct {
 	FollowState   string                 `protobuf:"bytes,11,opt,name=follow_state,json=followState,proto3" json:"follow_state,omitempty"`
 	FollowMessage string                 `protobuf:"bytes,12,opt,name=follow_message,json=followMessage,proto3" json:"follow_message,omitempty"`
 	Warnings      []string               `protobuf:"bytes,13,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Collecting    *Collecting            `protobuf:"bytes,14,opt,name=collecting,proto3" json:"collecting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -573,6 +574,13 @@ func (x *NodeProgress) GetFollowMessage() string {
 func (x *NodeProgress) GetWarnings() []string {
 	if x != nil {
 		return x.Warnings
+	}
+	return nil
+}
+
+func (x *NodeProgress) GetCollecting() *Collecting {
+	if x != nil {
+		return x.Collecting
 	}
 	return nil
 }
@@ -1309,7 +1317,7 @@ const file_everpage_v1_node_proto_rawDesc = "" +
 	"\arefused\x18\x03 \x01(\tR\arefused\"\x0e\n" +
 	"\fStateRequest\"F\n" +
 	"\rStateResponse\x125\n" +
-	"\bprogress\x18\x01 \x01(\v2\x19.everpage.v1.NodeProgressR\bprogress\"\xbe\x03\n" +
+	"\bprogress\x18\x01 \x01(\v2\x19.everpage.v1.NodeProgressR\bprogress\"\xf7\x03\n" +
 	"\fNodeProgress\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1326,7 +1334,10 @@ const file_everpage_v1_node_proto_rawDesc = "" +
 	" \x03(\v2\x1b.everpage.v1.BranchProgressR\bbranches\x12!\n" +
 	"\ffollow_state\x18\v \x01(\tR\vfollowState\x12%\n" +
 	"\x0efollow_message\x18\f \x01(\tR\rfollowMessage\x12\x1a\n" +
-	"\bwarnings\x18\r \x03(\tR\bwarnings\"\xf2\x01\n" +
+	"\bwarnings\x18\r \x03(\tR\bwarnings\x127\n" +
+	"\n" +
+	"collecting\x18\x0e \x01(\v2\x17.everpage.v1.CollectingR\n" +
+	"collecting\"\xf2\x01\n" +
 	"\x0eBranchProgress\x12\x16\n" +
 	"\x06branch\x18\x01 \x01(\rR\x06branch\x12\x1a\n" +
 	"\btimeline\x18\x02 \x01(\rR\btimeline\x12\x1f\n" +
@@ -1419,33 +1430,35 @@ var file_everpage_v1_node_proto_goTypes = []any{
 	(*FetchVersionsRequest)(nil),  // 15: everpage.v1.FetchVersionsRequest
 	(*FetchVersionsResponse)(nil), // 16: everpage.v1.FetchVersionsResponse
 	(*StoredVersion)(nil),         // 17: everpage.v1.StoredVersion
-	(*RelFork)(nil),               // 18: everpage.v1.RelFork
+	(*Collecting)(nil),            // 18: everpage.v1.Collecting
+	(*RelFork)(nil),               // 19: everpage.v1.RelFork
 }
 var file_everpage_v1_node_proto_depIdxs = []int32{
 	6,  // 0: everpage.v1.StateResponse.progress:type_name -> everpage.v1.NodeProgress
 	7,  // 1: everpage.v1.NodeProgress.branches:type_name -> everpage.v1.BranchProgress
-	8,  // 2: everpage.v1.BranchProgress.shards:type_name -> everpage.v1.ShardCoverage
-	18, // 3: everpage.v1.FetchVersionsRequest.rel:type_name -> everpage.v1.RelFork
-	17, // 4: everpage.v1.FetchVersionsResponse.versions:type_name -> everpage.v1.StoredVersion
-	0,  // 5: everpage.v1.NodeService.Join:input_type -> everpage.v1.JoinRequest
-	2,  // 6: everpage.v1.NodeService.Propose:input_type -> everpage.v1.ProposeRequest
-	4,  // 7: everpage.v1.NodeService.State:input_type -> everpage.v1.StateRequest
-	9,  // 8: everpage.v1.NodeService.FetchWAL:input_type -> everpage.v1.FetchWALRequest
-	11, // 9: everpage.v1.NodeService.FetchLayer:input_type -> everpage.v1.FetchLayerRequest
-	13, // 10: everpage.v1.NodeService.FetchSmall:input_type -> everpage.v1.FetchSmallRequest
-	15, // 11: everpage.v1.NodeService.FetchVersions:input_type -> everpage.v1.FetchVersionsRequest
-	1,  // 12: everpage.v1.NodeService.Join:output_type -> everpage.v1.JoinResponse
-	3,  // 13: everpage.v1.NodeService.Propose:output_type -> everpage.v1.ProposeResponse
-	5,  // 14: everpage.v1.NodeService.State:output_type -> everpage.v1.StateResponse
-	10, // 15: everpage.v1.NodeService.FetchWAL:output_type -> everpage.v1.FetchWALResponse
-	12, // 16: everpage.v1.NodeService.FetchLayer:output_type -> everpage.v1.FetchLayerResponse
-	14, // 17: everpage.v1.NodeService.FetchSmall:output_type -> everpage.v1.FetchSmallResponse
-	16, // 18: everpage.v1.NodeService.FetchVersions:output_type -> everpage.v1.FetchVersionsResponse
-	12, // [12:19] is the sub-list for method output_type
-	5,  // [5:12] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	18, // 2: everpage.v1.NodeProgress.collecting:type_name -> everpage.v1.Collecting
+	8,  // 3: everpage.v1.BranchProgress.shards:type_name -> everpage.v1.ShardCoverage
+	19, // 4: everpage.v1.FetchVersionsRequest.rel:type_name -> everpage.v1.RelFork
+	17, // 5: everpage.v1.FetchVersionsResponse.versions:type_name -> everpage.v1.StoredVersion
+	0,  // 6: everpage.v1.NodeService.Join:input_type -> everpage.v1.JoinRequest
+	2,  // 7: everpage.v1.NodeService.Propose:input_type -> everpage.v1.ProposeRequest
+	4,  // 8: everpage.v1.NodeService.State:input_type -> everpage.v1.StateRequest
+	9,  // 9: everpage.v1.NodeService.FetchWAL:input_type -> everpage.v1.FetchWALRequest
+	11, // 10: everpage.v1.NodeService.FetchLayer:input_type -> everpage.v1.FetchLayerRequest
+	13, // 11: everpage.v1.NodeService.FetchSmall:input_type -> everpage.v1.FetchSmallRequest
+	15, // 12: everpage.v1.NodeService.FetchVersions:input_type -> everpage.v1.FetchVersionsRequest
+	1,  // 13: everpage.v1.NodeService.Join:output_type -> everpage.v1.JoinResponse
+	3,  // 14: everpage.v1.NodeService.Propose:output_type -> everpage.v1.ProposeResponse
+	5,  // 15: everpage.v1.NodeService.State:output_type -> everpage.v1.StateResponse
+	10, // 16: everpage.v1.NodeService.FetchWAL:output_type -> everpage.v1.FetchWALResponse
+	12, // 17: everpage.v1.NodeService.FetchLayer:output_type -> everpage.v1.FetchLayerResponse
+	14, // 18: everpage.v1.NodeService.FetchSmall:output_type -> everpage.v1.FetchSmallResponse
+	16, // 19: everpage.v1.NodeService.FetchVersions:output_type -> everpage.v1.FetchVersionsResponse
+	13, // [13:20] is the sub-list for method output_type
+	6,  // [6:13] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_node_proto_init() }

@@ -348,6 +348,107 @@ func (x *Target) GetBefore() bool {
 	return false
 }
 
+// Collecting is how the collection of what lies below the horizon goes on a node.
+type Collecting struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Running        bool                   `protobuf:"varint,1,opt,name=running,proto3" json:"running,omitempty"`
+	Branch         uint32                 `protobuf:"varint,2,opt,name=branch,proto3" json:"branch,omitempty"`                           // of the pass that runs, or ran last
+	HorizonLsn     uint64                 `protobuf:"varint,3,opt,name=horizon_lsn,json=horizonLsn,proto3" json:"horizon_lsn,omitempty"` // that it collects up to
+	SeenBytes      uint64                 `protobuf:"varint,4,opt,name=seen_bytes,json=seenBytes,proto3" json:"seen_bytes,omitempty"`    // of versions, by it
+	GoneBytes      uint64                 `protobuf:"varint,5,opt,name=gone_bytes,json=goneBytes,proto3" json:"gone_bytes,omitempty"`
+	Passes         uint64                 `protobuf:"varint,6,opt,name=passes,proto3" json:"passes,omitempty"` // since the start
+	TotalGoneBytes uint64                 `protobuf:"varint,7,opt,name=total_gone_bytes,json=totalGoneBytes,proto3" json:"total_gone_bytes,omitempty"`
+	Error          string                 `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"` // of the last pass
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Collecting) Reset() {
+	*x = Collecting{}
+	mi := &file_everpage_v1_types_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Collecting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Collecting) ProtoMessage() {}
+
+func (x *Collecting) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_types_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Collecting.ProtoReflect.Descriptor instead.
+func (*Collecting) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_types_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Collecting) GetRunning() bool {
+	if x != nil {
+		return x.Running
+	}
+	return false
+}
+
+func (x *Collecting) GetBranch() uint32 {
+	if x != nil {
+		return x.Branch
+	}
+	return 0
+}
+
+func (x *Collecting) GetHorizonLsn() uint64 {
+	if x != nil {
+		return x.HorizonLsn
+	}
+	return 0
+}
+
+func (x *Collecting) GetSeenBytes() uint64 {
+	if x != nil {
+		return x.SeenBytes
+	}
+	return 0
+}
+
+func (x *Collecting) GetGoneBytes() uint64 {
+	if x != nil {
+		return x.GoneBytes
+	}
+	return 0
+}
+
+func (x *Collecting) GetPasses() uint64 {
+	if x != nil {
+		return x.Passes
+	}
+	return 0
+}
+
+func (x *Collecting) GetTotalGoneBytes() uint64 {
+	if x != nil {
+		return x.TotalGoneBytes
+	}
+	return 0
+}
+
+func (x *Collecting) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 var File_everpage_v1_types_proto protoreflect.FileDescriptor
 
 const file_everpage_v1_types_proto_rawDesc = "" +
@@ -373,7 +474,20 @@ const file_everpage_v1_types_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x01(\bR\x06beforeB\n" +
 	"\n" +
 	"\b_time_usB\x06\n" +
-	"\x04_xid*\xb6\x01\n" +
+	"\x04_xid\"\xf5\x01\n" +
+	"\n" +
+	"Collecting\x12\x18\n" +
+	"\arunning\x18\x01 \x01(\bR\arunning\x12\x16\n" +
+	"\x06branch\x18\x02 \x01(\rR\x06branch\x12\x1f\n" +
+	"\vhorizon_lsn\x18\x03 \x01(\x04R\n" +
+	"horizonLsn\x12\x1d\n" +
+	"\n" +
+	"seen_bytes\x18\x04 \x01(\x04R\tseenBytes\x12\x1d\n" +
+	"\n" +
+	"gone_bytes\x18\x05 \x01(\x04R\tgoneBytes\x12\x16\n" +
+	"\x06passes\x18\x06 \x01(\x04R\x06passes\x12(\n" +
+	"\x10total_gone_bytes\x18\a \x01(\x04R\x0etotalGoneBytes\x12\x14\n" +
+	"\x05error\x18\b \x01(\tR\x05error*\xb6\x01\n" +
 	"\x04Code\x12\v\n" +
 	"\aCODE_OK\x10\x00\x12\x11\n" +
 	"\rCODE_INTERNAL\x10\x01\x12\x10\n" +
@@ -398,13 +512,14 @@ func file_everpage_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_everpage_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_everpage_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_everpage_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_everpage_v1_types_proto_goTypes = []any{
-	(Code)(0),        // 0: everpage.v1.Code
-	(*RelFork)(nil),  // 1: everpage.v1.RelFork
-	(*Status)(nil),   // 2: everpage.v1.Status
-	(*Position)(nil), // 3: everpage.v1.Position
-	(*Target)(nil),   // 4: everpage.v1.Target
+	(Code)(0),          // 0: everpage.v1.Code
+	(*RelFork)(nil),    // 1: everpage.v1.RelFork
+	(*Status)(nil),     // 2: everpage.v1.Status
+	(*Position)(nil),   // 3: everpage.v1.Position
+	(*Target)(nil),     // 4: everpage.v1.Target
+	(*Collecting)(nil), // 5: everpage.v1.Collecting
 }
 var file_everpage_v1_types_proto_depIdxs = []int32{
 	0, // 0: everpage.v1.Status.code:type_name -> everpage.v1.Code
@@ -427,7 +542,7 @@ func file_everpage_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_types_proto_rawDesc), len(file_everpage_v1_types_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
