@@ -106,9 +106,7 @@ func TestCollect(t *testing.T) {
 func TestEvict(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seedOf(t), 16))
 	x := newFleet(t, rng, 2)
-	for !joined(x.nodes[1]) {
-		x.act()
-	}
+	x.join(x.nodes[1])
 	a, b := x.nodes[0], x.nodes[1]
 	for i := range placement.Shard(b.opt.Shards) {
 		if _, err := b.s.Own(testBranch, i); err != nil {

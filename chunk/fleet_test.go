@@ -31,6 +31,10 @@ func newFleet(t testing.TB, rng *rand.Rand, n int) *fleet {
 	first := newWorld(t, rng)
 	first.step()
 	first.commit()
+	// A crash must not leave a fleet of which nobody knows the branch: nobody could join it any more.
+	if err := first.s.Flush(); err != nil {
+		t.Fatal(err)
+	}
 	x.nodes = append(x.nodes, first)
 	for range n - 1 {
 		w := &world{t: t, rng: rng, fs: vfs.NewCrashableMem(), m: first.m, g: first.g}
@@ -211,6 +215,30 @@ func (x *fleet) compare() {
 			w.compareMeta(lsn)
 		}
 		w.compareCommits()
+	}
+}
+
+// A fleet whose only member crashes at once can still be joined.
+func TestFleetCrash(t *testing.T) {
+	x := newFleet(t, rand.New(rand.NewPCG(seedOf(t), 21)), 2)
+	x.nodes[0].crash()
+	if !joined(x.nodes[0]) {
+		t.Error("the first store has forgotten its branch")
+	}
+	x.join(x.nodes[1])
+	for _, w := range x.nodes {
+		w.close()
+	}
+}
+
+// join acts until a store has got the branch from another one.
+func (x *fleet) join(w *world) {
+	x.t.Helper()
+	for n := 0; !joined(w); n++ {
+		if n > 10_000 {
+			x.t.Fatal("the store has not joined after 10000 acts")
+		}
+		x.act()
 	}
 }
 
