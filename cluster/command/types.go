@@ -37,13 +37,16 @@ const (
 	kindSetHole
 	kindLoseReplica
 	kindSetStore
+	kindKeepReplica
+	kindSplitChunk
+	kindUnsplitChunk
 )
 
 // known are all commands, once each.
 var known = []Command{
 	&MakeCluster{}, &PutNode{}, &SetNodeState{}, &RemoveNode{}, &SetReplicas{}, &Attach{}, &Detach{}, &TakeImport{}, &SetBranch{}, &DropBranches{}, &ReserveTimeline{},
 	&AddReplica{}, &ReplicaReady{}, &DropReplica{}, &OrderReplicas{}, &SetManifest{}, &SetRetention{}, &PlanHorizon{}, &ApplyHorizon{}, &Lease{}, &EndLeases{},
-	&ForgetSlot{}, &Sync{}, &SetHole{}, &LoseReplica{}, &SetStore{},
+	&ForgetSlot{}, &Sync{}, &SetHole{}, &LoseReplica{}, &SetStore{}, &KeepReplica{}, &SplitChunk{}, &UnsplitChunk{},
 }
 
 // types are the known commands by kind.
@@ -144,40 +147,84 @@ type SetHole struct{ Hole string }
 // ReserveTimeline gives out a timeline id that was never given before. The result is the id.
 type ReserveTimeline struct{}
 
-// AddReplica has a node take up a shard.
-type AddReplica struct {
+// Of is the shard that a command is about, or one chunk that has replicas of its own.
+type Of struct {
 	Shard placement.Shard
+	Chunk *placement.Chunk `json:",omitempty"`
+}
+
+// Place is the same in the words of package placement.
+func (o Of) Place() placement.Place {
+	p := placement.Place{Shard: o.Shard}
+	if o.Chunk != nil {
+		p.Chunk = *o.Chunk
+	}
+	return p
+}
+
+// OfPlace is the opposite of Place.
+func OfPlace(p placement.Place) Of {
+	o := Of{Shard: p.Shard}
+	if p.Chunk != (placement.Chunk{}) {
+		o.Chunk = &p.Chunk
+	}
+	return o
+}
+
+// AddReplica has a node take up a shard or chunk.
+type AddReplica struct {
+	Of
 	Node  string
-	Epoch uint64 // of the shard, as the planner saw it
+	Epoch uint64 // of the place, as the planner saw it; 0 fits any, here and below
 	// Replaces leaves when this one is full; empty: none.
 	Replaces string
 }
 
 // ReplicaReady says that a joining replica has all.
 type ReplicaReady struct {
-	Shard placement.Shard
+	Of
 	Node  string
-	Since uint64 // the shard's epoch with which the replica was added
+	Since uint64 // the place's epoch with which the replica was added
 }
 
-// DropReplica takes a shard from a node.
+// DropReplica takes a shard or chunk from a node.
 type DropReplica struct {
-	Shard placement.Shard
+	Of
 	Node  string
 	Epoch uint64
 }
 
-// LoseReplica says that a node no longer has a shard which it had: its disk was replaced or damaged. It is joining again.
-type LoseReplica struct {
-	Shard placement.Shard
+// KeepReplica has a replica stay that was to leave.
+type KeepReplica struct {
+	Of
 	Node  string
+	Epoch uint64
+}
+
+// LoseReplica says that a node no longer has what it had: its disk was replaced or damaged. It is joining again.
+type LoseReplica struct {
+	Of
+	Node string
 }
 
 // OrderReplicas puts a full replica first.
 type OrderReplicas struct {
-	Shard placement.Shard
+	Of
 	First string
 	Epoch uint64
+}
+
+// SplitChunk gives a chunk replicas of its own, at first those of its shard.
+type SplitChunk struct {
+	Chunk  placement.Chunk
+	Epoch  uint64 // of its shard
+	Pinned bool   // somebody asked for it: it is not taken back because the chunk has cooled down
+}
+
+// UnsplitChunk gives a chunk back to its shard.
+type UnsplitChunk struct {
+	Chunk placement.Chunk
+	Epoch uint64 // of the chunk
 }
 
 // SetManifest names the manifest of a shard's backup. It is refused unless Old is the one until now and the shard has Epoch.
@@ -256,3 +303,6 @@ func (*Sync) kind() Kind            { return kindSync }
 func (*SetHole) kind() Kind         { return kindSetHole }
 func (*LoseReplica) kind() Kind     { return kindLoseReplica }
 func (*SetStore) kind() Kind        { return kindSetStore }
+func (*KeepReplica) kind() Kind     { return kindKeepReplica }
+func (*SplitChunk) kind() Kind      { return kindSplitChunk }
+func (*UnsplitChunk) kind() Kind    { return kindUnsplitChunk }

@@ -57,6 +57,12 @@ func (s *State) apply(c command.Command) (any, error) {
 		return nil, s.loseReplica(c)
 	case *command.OrderReplicas:
 		return nil, s.orderReplicas(c)
+	case *command.KeepReplica:
+		return nil, s.keepReplica(c)
+	case *command.SplitChunk:
+		return nil, s.splitChunk(c)
+	case *command.UnsplitChunk:
+		return nil, s.unsplitChunk(c)
 	case *command.Attach:
 		return nil, s.attach(c)
 	case *command.Detach:
@@ -158,6 +164,7 @@ func (s *State) giveAll(node string) {
 		epoch := s.Map[i].Epoch + 1
 		s.Map[i] = Assignment{Epoch: epoch, Replicas: []Replica{{Node: node, Role: full, Since: epoch}}}
 	}
+	s.Chunks = nil
 	s.MapEpoch++
 }
 
@@ -187,14 +194,25 @@ func (s *State) removeNode(c *command.RemoveNode) error {
 	}
 	if !c.Force && len(s.Branches) > 0 {
 		for shard, a := range s.Map {
-			if has := a.Full(); len(has) == 1 && has[0] == c.ID {
+			if has := a.Serving(); len(has) == 1 && has[0] == c.ID {
 				return refuse("node %s has the only full replica of shard %d: drain it first (everpage node drain %s), or bring back a node that has another", name, shard, name)
 			}
 		}
+		for _, o := range s.Chunks {
+			if has := o.Serving(); len(has) == 1 && has[0] == c.ID {
+				return refuse("node %s has the only full replica of chunk %s: drain it first (everpage node drain %s), or bring back a node that has another", name, o.Chunk, name)
+			}
+		}
 	}
-	s.Map = slices.Clone(s.Map)
+	if len(s.Branches) == 0 {
+		s.Chunks = nil
+	}
+	s.Map, s.Chunks = slices.Clone(s.Map), slices.Clone(s.Chunks)
 	for i := range s.Map {
-		s.withdraw(i, c.ID)
+		withdraw(&s.Map[i], c.ID)
+	}
+	for i := range s.Chunks {
+		withdraw(&s.Chunks[i].Assignment, c.ID)
 	}
 	s.Nodes = slices.DeleteFunc(slices.Clone(s.Nodes), func(x Node) bool { return x.ID == c.ID })
 	if c.Slot != "" && s.Follow.Conninfo != "" {
@@ -216,9 +234,8 @@ func (s *State) removeNode(c *command.RemoveNode) error {
 	return nil
 }
 
-// withdraw takes a node's replica of a shard away. s.Map is our own.
-func (s *State) withdraw(shard int, node string) {
-	a := &s.Map[shard]
+// withdraw takes a node's replica away from an assignment, which is our own.
+func withdraw(a *Assignment, node string) {
 	if a.Replica(node) == nil {
 		return
 	}

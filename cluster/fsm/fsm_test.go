@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,9 +26,18 @@ func draw(r *rand.Rand, s *State) command.Command {
 	if int(shard) < len(s.Map) && r.IntN(4) > 0 {
 		epoch = s.Map[shard].Epoch
 	}
+	of, chunk := command.Of{Shard: shard}, placement.Chunk{Segment: uint32(r.IntN(3))}
+	chunk.Rel = 1
+	if len(s.Map) > 0 && r.IntN(3) == 0 {
+		of.Shard = placement.ShardOf(chunk, uint32(len(s.Map)))
+		of.Chunk = &chunk
+		if o := s.Layout().Override(chunk); o != nil && r.IntN(4) > 0 {
+			epoch = o.Epoch
+		}
+	}
 	branch := uint32(r.IntN(3))
 	lsn := pg.LSN(r.IntN(1000))
-	switch r.IntN(24) {
+	switch r.IntN(26) {
 	case 0, 1, 2:
 		id := node()
 		return &command.PutNode{ID: id, Name: "name" + id, PageAddress: fmt.Sprintf("h:%d", r.IntN(9)), Format: 1}
@@ -40,19 +50,19 @@ func draw(r *rand.Rand, s *State) command.Command {
 	case 6:
 		return &command.SetReplicas{Replicas: r.IntN(5)}
 	case 7, 8, 9, 10:
-		return &command.AddReplica{Shard: shard, Node: node(), Epoch: epoch}
+		return &command.AddReplica{Of: of, Node: node(), Epoch: epoch}
 	case 11, 12, 13:
-		c := &command.ReplicaReady{Shard: shard, Node: node()}
-		if int(shard) < len(s.Map) {
-			if rep := s.Map[shard].Replica(c.Node); rep != nil {
+		c := &command.ReplicaReady{Of: of, Node: node()}
+		if a := s.Layout().Assignment(of.Place()); a != nil {
+			if rep := a.Replica(c.Node); rep != nil {
 				c.Since = rep.Since
 			}
 		}
 		return c
 	case 14:
-		return &command.DropReplica{Shard: shard, Node: node(), Epoch: epoch}
+		return &command.DropReplica{Of: of, Node: node(), Epoch: epoch}
 	case 15:
-		return &command.LoseReplica{Shard: shard, Node: node()}
+		return &command.LoseReplica{Of: of, Node: node()}
 	case 16:
 		return &command.Attach{Conninfo: "c", SystemIdentifier: 5, Major: 15, WALSegmentSize: 1 << 24, Importer: node()}
 	case 17:
@@ -66,7 +76,7 @@ func draw(r *rand.Rand, s *State) command.Command {
 		if r.IntN(4) == 0 {
 			return &command.DropBranches{}
 		}
-		return &command.OrderReplicas{Shard: shard, First: node(), Epoch: epoch}
+		return &command.OrderReplicas{Of: of, First: node(), Epoch: epoch}
 	case 20:
 		return &command.ReserveTimeline{}
 	case 21:
@@ -74,6 +84,16 @@ func draw(r *rand.Rand, s *State) command.Command {
 		return &command.SetManifest{Branch: branch, Shard: shard, Epoch: epoch, Old: m.Name, New: fmt.Sprint(r.IntN(99)), LSN: lsn}
 	case 22:
 		return []command.Command{&command.PlanHorizon{Branch: branch, LSN: lsn}, &command.ApplyHorizon{Branch: branch, LSN: lsn}, &command.SetRetention{Retention: time.Hour}}[r.IntN(3)]
+	case 23:
+		if r.IntN(2) == 0 {
+			return &command.KeepReplica{Of: of, Node: node(), Epoch: epoch}
+		}
+		return &command.AddReplica{Of: of, Node: node(), Replaces: node()}
+	case 24:
+		if r.IntN(2) == 0 {
+			return &command.UnsplitChunk{Chunk: chunk}
+		}
+		return &command.SplitChunk{Chunk: chunk, Pinned: r.IntN(2) == 0}
 	default:
 		return []command.Command{&command.Lease{Branch: branch, LSN: lsn, Seconds: 9, Renew: uint64(r.IntN(3))}, &command.EndLeases{Leases: []uint64{uint64(r.IntN(5))}},
 			&command.ForgetSlot{Slot: "a"}, &command.SetHole{Hole: "x"}, &command.Sync{}, &command.SetStore{URL: "file:///x"}}[r.IntN(6)]
@@ -90,11 +110,15 @@ func check(t *testing.T, s *State) {
 		}
 		names[n.Name] = true
 	}
-	for shard, a := range s.Map {
+	places := slices.Clone(s.Map)
+	for _, o := range s.Chunks {
+		places = append(places, o.Assignment)
+	}
+	for i, a := range places {
 		seen := map[string]bool{}
 		for _, r := range a.Replicas {
 			if s.Node(r.Node) == nil || seen[r.Node] || r.Since > a.Epoch {
-				t.Fatalf("shard %d: %+v", shard, a)
+				t.Fatalf("shard or chunk %d: %+v", i, a)
 			}
 			seen[r.Node] = true
 		}
@@ -227,21 +251,22 @@ func TestShardsMoveWithoutALastReplicaLost(t *testing.T) {
 	must(&command.PutNode{ID: "b", Name: "n2", PageAddress: "h:2", Format: 1})
 	must(&command.Attach{Conninfo: "c", SystemIdentifier: 5, Major: 15, WALSegmentSize: 1 << 24, Importer: "a"})
 	must(&command.SetBranch{Number: 1, Timeline: 1, Imported: true, Importer: "a", Main: true})
-	refused(&command.AddReplica{Shard: 2, Node: "b"}, "the cluster has 2")
-	refused(&command.AddReplica{Shard: 0, Node: "z"}, "not a member")
+	refused(&command.AddReplica{Of: command.Of{Shard: 2}, Node: "b"}, "the cluster has 2")
+	refused(&command.AddReplica{Of: command.Of{Shard: 0}, Node: "z"}, "no such node")
 	refused(&command.RemoveNode{ID: "a"}, "only full replica")
 	refused(&command.SetReplicas{Replicas: 3}, "need as many nodes")
 	epoch := s.Map[0].Epoch
-	must(&command.AddReplica{Shard: 0, Node: "b", Epoch: epoch})
-	refused(&command.AddReplica{Shard: 0, Node: "b", Epoch: epoch}, "epoch")
-	refused(&command.DropReplica{Shard: 0, Node: "a"}, "last full replica")
+	must(&command.AddReplica{Of: command.Of{Shard: 0}, Node: "b", Epoch: epoch})
+	refused(&command.AddReplica{Of: command.Of{Shard: 0}, Node: "b", Epoch: epoch}, "older map")
+	refused(&command.AddReplica{Of: command.Of{Shard: 0}, Node: "b", Epoch: s.Map[0].Epoch + 1}, "newer map than this one")
+	refused(&command.DropReplica{Of: command.Of{Shard: 0}, Node: "a"}, "last complete replica")
 	if full := s.ClientMap().Replicas[0]; len(full) != 1 {
 		t.Fatalf("clients are sent to a replica that is joining: %v", full)
 	}
 	since := s.Map[0].Replica("b").Since
-	refused(&command.ReplicaReady{Shard: 0, Node: "b", Since: since - 1}, "no longer wanted")
-	must(&command.ReplicaReady{Shard: 0, Node: "b", Since: since})
-	must(&command.DropReplica{Shard: 0, Node: "a", Epoch: s.Map[0].Epoch})
+	refused(&command.ReplicaReady{Of: command.Of{Shard: 0}, Node: "b", Since: since - 1}, "what it has may be dropped")
+	must(&command.ReplicaReady{Of: command.Of{Shard: 0}, Node: "b", Since: since})
+	must(&command.DropReplica{Of: command.Of{Shard: 0}, Node: "a", Epoch: s.Map[0].Epoch})
 	must(&command.PlanHorizon{Branch: 1, LSN: 100})
 	refused(&command.Lease{Branch: 1, LSN: 99, Seconds: 9}, "below the horizon")
 	must(&command.Lease{Branch: 1, LSN: 150, Seconds: 9})

@@ -127,6 +127,7 @@ func (s *State) dropBranches() error {
 			a.Replicas[j].Role = full
 		}
 	}
+	s.Chunks = nil
 	s.MapEpoch++
 	return nil
 }

@@ -48,6 +48,8 @@ type State struct {
 	Horizons       []Horizon // by branch
 	Leases         []Lease   // by number
 	NextLease      uint64
+
+	Chunks []Override `json:",omitempty"` // by chunk: those that have replicas of their own
 }
 
 // Node is a member.
@@ -66,6 +68,7 @@ type Node struct {
 type (
 	Assignment = placement.Assignment
 	Replica    = placement.Replica
+	Override   = placement.Override
 )
 
 const (
@@ -207,12 +210,19 @@ func (s *State) ClientMap() *placement.Map {
 		m.Nodes = append(m.Nodes, placement.Node{Name: n.Name, Address: n.PageAddress, Zone: n.Zone})
 		number[n.ID] = i
 	}
-	for shard, a := range s.Map {
+	serving := func(a Assignment) (out []int) {
 		for _, id := range a.Serving() {
 			if n, ok := number[id]; ok {
-				m.Replicas[shard] = append(m.Replicas[shard], n)
+				out = append(out, n)
 			}
 		}
+		return out
+	}
+	for shard, a := range s.Map {
+		m.Replicas[shard] = serving(a)
+	}
+	for _, o := range s.Chunks {
+		m.Chunks = append(m.Chunks, placement.ChunkReplicas{Chunk: o.Chunk, Replicas: serving(o.Assignment)})
 	}
 	return m
 }

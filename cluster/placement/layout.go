@@ -88,6 +88,7 @@ type Member struct {
 	ID, Name string
 	Zone     string
 	State    NodeState
+	Silent   bool // it doesn't answer now, and may do so again: it takes up nothing
 }
 
 // Layout says which nodes keep which place, and in what role: the full map, as the cluster agrees on it. A layout never changes; every transition makes
@@ -120,11 +121,16 @@ func (l *Layout) Want() int {
 			active++
 		}
 	}
+	return l.wanted(active)
+}
+
+// wanted is how many replicas each place is to have with so many nodes to keep them.
+func (l *Layout) wanted(nodes int) int {
 	want := l.Replicas
 	if want == 0 {
 		want = MaxReplicas
 	}
-	return max(1, min(want, active))
+	return max(1, min(want, nodes))
 }
 
 // Override finds the replicas that a chunk has of its own, nil if it has none.

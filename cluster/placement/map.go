@@ -95,9 +95,6 @@ func (m *Map) Valid() error {
 		if i > 0 && m.Chunks[i-1].Chunk.Compare(o.Chunk) >= 0 {
 			return fmt.Errorf("shard map of epoch %d: chunk %s is out of order", m.Epoch, o.Chunk)
 		}
-		if len(o.Replicas) == 0 {
-			return fmt.Errorf("shard map of epoch %d: chunk %s has replicas of its own, but none is named", m.Epoch, o.Chunk)
-		}
 		for _, n := range o.Replicas {
 			if n < 0 || n >= len(m.Nodes) {
 				return fmt.Errorf("shard map of epoch %d: chunk %s names node %d of %d", m.Epoch, o.Chunk, n, len(m.Nodes))

@@ -43,7 +43,7 @@ func (p *planner) useless(pl *planPlace, c census) (int, string) {
 			return r.node, "the node was gone before it had all"
 		case r.role == Joining && state == Draining:
 			return r.node, "the node is drained"
-		case state == Dead && c.alive > 0:
+		case state == Dead && c.full >= p.keep:
 			return r.node, "the node is gone"
 		case state == Draining && c.full >= p.want:
 			return r.node, "the node is drained"

@@ -24,6 +24,7 @@ type planNode struct {
 	id      string
 	zone    int
 	state   NodeState
+	silent  bool
 	load    load // of the replicas that count
 	moving  int  // moves that it takes part in
 	primary int  // places whose primary it is
@@ -50,6 +51,7 @@ type planner struct {
 	usage  Usage
 	policy Policy
 	want   int
+	keep   int // replicas that a place must have elsewhere before it is taken from a dead node, which may come back with all it had
 	active int
 	zones  int  // that have active nodes
 	scale  load // weight / mean², by dimension
@@ -63,6 +65,13 @@ type planner struct {
 func newPlanner(l *Layout, u Usage, policy Policy) *planner {
 	p := &planner{layout: l, usage: u, policy: policy, want: l.Want()}
 	p.addNodes()
+	dead := 0
+	for _, n := range p.nodes {
+		if n.state == Dead {
+			dead++
+		}
+	}
+	p.keep = l.wanted(p.active + dead)
 	index := make(map[string]int, len(p.nodes))
 	for i, n := range p.nodes {
 		index[n.id] = i
@@ -113,7 +122,7 @@ func (p *planner) addNodes() {
 			p.active++
 			active[zone] = true
 		}
-		p.nodes = append(p.nodes, planNode{id: m.ID, zone: zone, state: m.State})
+		p.nodes = append(p.nodes, planNode{id: m.ID, zone: zone, state: m.State, silent: m.Silent})
 	}
 	p.zones = len(active)
 	slices.SortFunc(p.nodes, func(a, b planNode) int {
@@ -240,7 +249,7 @@ func (p *planner) move(pl *planPlace, m Move) {
 
 // free tells whether a node may take part in one more move.
 func (p *planner) free(node int) bool {
-	return p.nodes[node].moving < p.policy.PerNode && p.flight < p.policy.Total
+	return !p.nodes[node].silent && p.nodes[node].moving < p.policy.PerNode && p.flight < p.policy.Total
 }
 
 // add plans that a node takes up a place, for another one if replaces is not negative.

@@ -119,8 +119,14 @@ func alive(l *Layout, p Place) int {
 // kept holds a settled place against the rules.
 func kept(t *rapid.T, l *Layout, p Place) {
 	a := l.Assignment(p)
-	full, zones, in := 0, map[string]bool{}, map[string]bool{}
+	full, dead, there, zones, in := 0, 0, 0, map[string]bool{}, map[string]bool{}
 	for _, m := range l.Members {
+		if m.State == Dead && a.Replica(m.ID) != nil {
+			dead++ // it may come back, and nobody can take its place
+		}
+		if m.State != Draining {
+			there++
+		}
 		if m.State == Active {
 			zones[m.Zone] = true
 			if r := a.Replica(m.ID); r != nil && r.Role == Full {
@@ -129,7 +135,7 @@ func kept(t *rapid.T, l *Layout, p Place) {
 			}
 		}
 	}
-	if full != l.Want() || full != len(a.Replicas) {
+	if full != l.Want() || full+dead != len(a.Replicas) || dead > 0 && full >= l.wanted(there) {
 		t.Fatalf("%s has replicas %v, want %d", p, a.Replicas, l.Want())
 	}
 	if len(in) != min(len(zones), l.Want()) {

@@ -154,7 +154,18 @@ func transition(l *Layout, f []string) (*Layout, error) {
 			next.Members = append(next.Members[:len(next.Members):len(next.Members)], Member{ID: f[1], Zone: f[3], State: Active})
 			return &next, nil
 		}
-		return l.With(f[1], NodeState(f[2]), false)
+		if f[2] == "silent" {
+			next, err := l.With(f[1], Active, false)
+			if err == nil {
+				next.Member(f[1]).Silent = true
+			}
+			return next, err
+		}
+		next, err := l.With(f[1], NodeState(f[2]), false)
+		if err == nil && next.Member(f[1]) != nil {
+			next.Member(f[1]).Silent = false
+		}
+		return next, err
 	}
 	return nil, errors.New("no transition " + f[0])
 }

@@ -179,7 +179,7 @@ func (a *admin) MoveShard(ctx context.Context, r *pb.MoveShardRequest) (*pb.Move
 			return nil, status.Error(codes.FailedPrecondition, fmt.Sprintf("node %s has no replica of shard %d", r.From, r.Shard))
 		}
 	}
-	_, err = a.n.cluster.Propose(ctx, &command.AddReplica{Shard: placement.Shard(r.Shard), Node: to, Epoch: s.Map[r.Shard].Epoch, Replaces: from})
+	_, err = a.n.cluster.Propose(ctx, &command.AddReplica{Of: command.Of{Shard: placement.Shard(r.Shard)}, Node: to, Epoch: s.Map[r.Shard].Epoch, Replaces: from})
 	return &pb.MoveShardResponse{}, adminError(err)
 }
 

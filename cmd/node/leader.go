@@ -9,6 +9,7 @@ import (
 	"everpage/cluster"
 	"everpage/cluster/command"
 	"everpage/cluster/fsm"
+	"everpage/cluster/placement"
 	"everpage/wal/stream"
 )
 
@@ -28,6 +29,8 @@ type leader struct {
 	leases map[uint64]leaseSeen // by number
 	slots  time.Time            // of the last look
 	told   map[string]bool      // warnings that were given
+	usage  placement.Usage      // as the nodes said
+	asked  time.Time            // for it
 
 	planned map[uint32]plannedHorizon // by branch
 	horizon time.Time                 // of the last look at where history is to begin

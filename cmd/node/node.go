@@ -37,6 +37,7 @@ type Node struct {
 	follow  *follower
 	backups *backups // nil without a store
 	peers   *peers
+	usage   *usage
 	cluster *cluster.Cluster
 
 	collecting collecting
@@ -96,7 +97,8 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	n.pages = &pages{store: n.store, behind: n.follow.behind, history: n.follow.history, main: n.follow.main}
+	n.usage = newUsage(n.store.Shards())
+	n.pages = &pages{store: n.store, usage: n.usage, segmentBlocks: cfg.SegmentBlocks, behind: n.follow.behind, history: n.follow.history, main: n.follow.main}
 	if err := n.startBackups(); err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -116,6 +118,7 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	g.Go(func() error { return n.runBackups(ctx) })
 	g.Go(func() error { return n.watchCluster(ctx) })
 	g.Go(func() error { return n.keepShards(ctx) })
+	g.Go(func() error { return n.measure(ctx) })
 	g.Go(func() error { return n.lead(ctx) })
 	g.Go(func() error { return n.keepHorizon(ctx) })
 	if ready != nil {

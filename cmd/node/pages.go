@@ -27,6 +27,9 @@ type pages struct {
 	store *chunk.Store
 	main  func() uint32 // the number of the branch that the alias main (0 on the wire) names; 0: there is none yet
 	maps  atomic.Pointer[placement.Map]
+	usage *usage
+	// segmentBlocks is how many blocks a chunk has.
+	segmentBlocks uint32
 	// behind explains why an LSN is not readable yet: which link is behind.
 	behind func(branch uint32, lsn pg.LSN) string
 	// history is the descent of the followed timeline.
@@ -110,6 +113,7 @@ func tooOld(at pageapi.Position, oldest pg.LSN) error {
 }
 
 func (p *pages) Page(ctx context.Context, at pageapi.Position, key pg.PageKey, dst []byte) error {
+	p.usage.read(key, p.segmentBlocks)
 	return coded(p.store.Page(ctx, at.Branch, key, at.LSN, dst))
 }
 

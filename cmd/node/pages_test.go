@@ -34,7 +34,7 @@ func testPages(t *testing.T, p chunk.Progress) *pages {
 	if err := w.Commit(p); err != nil {
 		t.Fatal(err)
 	}
-	return &pages{store: store, main: func() uint32 { return 1 }, behind: func(uint32, pg.LSN) string { return "the test has no more" }}
+	return &pages{store: store, usage: newUsage(store.Shards()), segmentBlocks: pg.SegmentBlocks, main: func() uint32 { return 1 }, behind: func(uint32, pg.LSN) string { return "the test has no more" }}
 }
 
 func TestUnprovenIsRefusedWhateverIsAsked(t *testing.T) {

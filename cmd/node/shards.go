@@ -131,7 +131,7 @@ func (n *Node) takeShard(ctx context.Context, s *cluster.State, branches []uint3
 	if missing && r.Role != placement.Joining && len(s.Map[shard].Full()) > 1 {
 		// The map says that this node has it: its disk must have lost it. Others may have the rest; until then reads ask them.
 		var refused *cluster.Refused
-		_, err := n.cluster.Propose(ctx, &command.LoseReplica{Shard: shard, Node: n.cluster.ID()})
+		_, err := n.cluster.Propose(ctx, &command.LoseReplica{Of: command.Of{Shard: shard}, Node: n.cluster.ID()})
 		if err != nil && !errors.As(err, &refused) {
 			return err
 		}
@@ -156,7 +156,7 @@ func (n *Node) takeShard(ctx context.Context, s *cluster.State, branches []uint3
 	if err := n.store.Flush(); err != nil { // what is told must outlive a crash
 		return err
 	}
-	_, err := n.cluster.Propose(ctx, &command.ReplicaReady{Shard: shard, Node: n.cluster.ID(), Since: r.Since})
+	_, err := n.cluster.Propose(ctx, &command.ReplicaReady{Of: command.Of{Shard: shard}, Node: n.cluster.ID(), Since: r.Since})
 	var refused *cluster.Refused
 	if errors.As(err, &refused) {
 		return nil // it is wanted elsewhere now

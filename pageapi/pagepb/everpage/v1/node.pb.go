@@ -862,7 +862,9 @@ type FetchLayerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Branch        uint32                 `protobuf:"varint,1,opt,name=branch,proto3" json:"branch,omitempty"`
 	Shard         uint32                 `protobuf:"varint,2,opt,name=shard,proto3" json:"shard,omitempty"`
-	Hi            uint64                 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"` // the layer must reach this LSN; the call waits until it does
+	Hi            uint64                 `protobuf:"varint,3,opt,name=hi,proto3" json:"hi,omitempty"`  // the layer must reach this LSN; the call waits until it does
+	Rel           *RelFork               `protobuf:"bytes,4,opt,name=rel,proto3" json:"rel,omitempty"` // of one chunk; absent: the whole shard
+	Segment       uint32                 `protobuf:"varint,5,opt,name=segment,proto3" json:"segment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -914,6 +916,20 @@ func (x *FetchLayerRequest) GetShard() uint32 {
 func (x *FetchLayerRequest) GetHi() uint64 {
 	if x != nil {
 		return x.Hi
+	}
+	return 0
+}
+
+func (x *FetchLayerRequest) GetRel() *RelFork {
+	if x != nil {
+		return x.Rel
+	}
+	return nil
+}
+
+func (x *FetchLayerRequest) GetSegment() uint32 {
+	if x != nil {
+		return x.Segment
 	}
 	return 0
 }
@@ -1279,6 +1295,163 @@ func (x *StoredVersion) GetValue() []byte {
 	return nil
 }
 
+type UsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageRequest) Reset() {
+	*x = UsageRequest{}
+	mi := &file_everpage_v1_node_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageRequest) ProtoMessage() {}
+
+func (x *UsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_node_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
+func (*UsageRequest) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_node_proto_rawDescGZIP(), []int{18}
+}
+
+type UsageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Places        []*PlaceUsage          `protobuf:"bytes,1,rep,name=places,proto3" json:"places,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageResponse) Reset() {
+	*x = UsageResponse{}
+	mi := &file_everpage_v1_node_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageResponse) ProtoMessage() {}
+
+func (x *UsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_node_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
+func (*UsageResponse) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_node_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *UsageResponse) GetPlaces() []*PlaceUsage {
+	if x != nil {
+		return x.Places
+	}
+	return nil
+}
+
+// PlaceUsage is what a shard costs with all its chunks, or one chunk that stands out.
+type PlaceUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shard         uint32                 `protobuf:"varint,1,opt,name=shard,proto3" json:"shard,omitempty"`
+	Rel           *RelFork               `protobuf:"bytes,2,opt,name=rel,proto3" json:"rel,omitempty"` // of the chunk; absent: the shard
+	Segment       uint32                 `protobuf:"varint,3,opt,name=segment,proto3" json:"segment,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"` // on disk, over all branches
+	Reads         uint64                 `protobuf:"varint,5,opt,name=reads,proto3" json:"reads,omitempty"` // pages read a second
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlaceUsage) Reset() {
+	*x = PlaceUsage{}
+	mi := &file_everpage_v1_node_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlaceUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlaceUsage) ProtoMessage() {}
+
+func (x *PlaceUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_node_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlaceUsage.ProtoReflect.Descriptor instead.
+func (*PlaceUsage) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_node_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PlaceUsage) GetShard() uint32 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *PlaceUsage) GetRel() *RelFork {
+	if x != nil {
+		return x.Rel
+	}
+	return nil
+}
+
+func (x *PlaceUsage) GetSegment() uint32 {
+	if x != nil {
+		return x.Segment
+	}
+	return 0
+}
+
+func (x *PlaceUsage) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *PlaceUsage) GetReads() uint64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
 var File_everpage_v1_node_proto protoreflect.FileDescriptor
 
 const file_everpage_v1_node_proto_rawDesc = "" +
@@ -1358,11 +1531,13 @@ const file_everpage_v1_node_proto_rawDesc = "" +
 	"\x10FetchWALResponse\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\x04R\x02at\x12\x10\n" +
 	"\x03wal\x18\x02 \x01(\fR\x03wal\x12\x18\n" +
-	"\adurable\x18\x03 \x01(\x04R\adurable\"Q\n" +
+	"\adurable\x18\x03 \x01(\x04R\adurable\"\x93\x01\n" +
 	"\x11FetchLayerRequest\x12\x16\n" +
 	"\x06branch\x18\x01 \x01(\rR\x06branch\x12\x14\n" +
 	"\x05shard\x18\x02 \x01(\rR\x05shard\x12\x0e\n" +
-	"\x02hi\x18\x03 \x01(\x04R\x02hi\"x\n" +
+	"\x02hi\x18\x03 \x01(\x04R\x02hi\x12&\n" +
+	"\x03rel\x18\x04 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x18\n" +
+	"\asegment\x18\x05 \x01(\rR\asegment\"x\n" +
 	"\x12FetchLayerResponse\x12\x0e\n" +
 	"\x02lo\x18\x01 \x01(\x04R\x02lo\x12\x0e\n" +
 	"\x02hi\x18\x02 \x01(\x04R\x02hi\x12\x12\n" +
@@ -1386,7 +1561,17 @@ const file_everpage_v1_node_proto_rawDesc = "" +
 	"\bversions\x18\x02 \x03(\v2\x1a.everpage.v1.StoredVersionR\bversions\"7\n" +
 	"\rStoredVersion\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value2\x95\x04\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\x0e\n" +
+	"\fUsageRequest\"@\n" +
+	"\rUsageResponse\x12/\n" +
+	"\x06places\x18\x01 \x03(\v2\x17.everpage.v1.PlaceUsageR\x06places\"\x90\x01\n" +
+	"\n" +
+	"PlaceUsage\x12\x14\n" +
+	"\x05shard\x18\x01 \x01(\rR\x05shard\x12&\n" +
+	"\x03rel\x18\x02 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x18\n" +
+	"\asegment\x18\x03 \x01(\rR\asegment\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05reads\x18\x05 \x01(\x04R\x05reads2\xd5\x04\n" +
 	"\vNodeService\x12;\n" +
 	"\x04Join\x12\x18.everpage.v1.JoinRequest\x1a\x19.everpage.v1.JoinResponse\x12D\n" +
 	"\aPropose\x12\x1b.everpage.v1.ProposeRequest\x1a\x1c.everpage.v1.ProposeResponse\x12>\n" +
@@ -1396,7 +1581,8 @@ const file_everpage_v1_node_proto_rawDesc = "" +
 	"FetchLayer\x12\x1e.everpage.v1.FetchLayerRequest\x1a\x1f.everpage.v1.FetchLayerResponse0\x01\x12O\n" +
 	"\n" +
 	"FetchSmall\x12\x1e.everpage.v1.FetchSmallRequest\x1a\x1f.everpage.v1.FetchSmallResponse0\x01\x12V\n" +
-	"\rFetchVersions\x12!.everpage.v1.FetchVersionsRequest\x1a\".everpage.v1.FetchVersionsResponseB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
+	"\rFetchVersions\x12!.everpage.v1.FetchVersionsRequest\x1a\".everpage.v1.FetchVersionsResponse\x12>\n" +
+	"\x05Usage\x12\x19.everpage.v1.UsageRequest\x1a\x1a.everpage.v1.UsageResponseB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
 
 var (
 	file_everpage_v1_node_proto_rawDescOnce sync.Once
@@ -1410,7 +1596,7 @@ func file_everpage_v1_node_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_node_proto_rawDescData
 }
 
-var file_everpage_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_everpage_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_everpage_v1_node_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: everpage.v1.JoinRequest
 	(*JoinResponse)(nil),          // 1: everpage.v1.JoinResponse
@@ -1430,35 +1616,43 @@ var file_everpage_v1_node_proto_goTypes = []any{
 	(*FetchVersionsRequest)(nil),  // 15: everpage.v1.FetchVersionsRequest
 	(*FetchVersionsResponse)(nil), // 16: everpage.v1.FetchVersionsResponse
 	(*StoredVersion)(nil),         // 17: everpage.v1.StoredVersion
-	(*Collecting)(nil),            // 18: everpage.v1.Collecting
-	(*RelFork)(nil),               // 19: everpage.v1.RelFork
+	(*UsageRequest)(nil),          // 18: everpage.v1.UsageRequest
+	(*UsageResponse)(nil),         // 19: everpage.v1.UsageResponse
+	(*PlaceUsage)(nil),            // 20: everpage.v1.PlaceUsage
+	(*Collecting)(nil),            // 21: everpage.v1.Collecting
+	(*RelFork)(nil),               // 22: everpage.v1.RelFork
 }
 var file_everpage_v1_node_proto_depIdxs = []int32{
 	6,  // 0: everpage.v1.StateResponse.progress:type_name -> everpage.v1.NodeProgress
 	7,  // 1: everpage.v1.NodeProgress.branches:type_name -> everpage.v1.BranchProgress
-	18, // 2: everpage.v1.NodeProgress.collecting:type_name -> everpage.v1.Collecting
+	21, // 2: everpage.v1.NodeProgress.collecting:type_name -> everpage.v1.Collecting
 	8,  // 3: everpage.v1.BranchProgress.shards:type_name -> everpage.v1.ShardCoverage
-	19, // 4: everpage.v1.FetchVersionsRequest.rel:type_name -> everpage.v1.RelFork
-	17, // 5: everpage.v1.FetchVersionsResponse.versions:type_name -> everpage.v1.StoredVersion
-	0,  // 6: everpage.v1.NodeService.Join:input_type -> everpage.v1.JoinRequest
-	2,  // 7: everpage.v1.NodeService.Propose:input_type -> everpage.v1.ProposeRequest
-	4,  // 8: everpage.v1.NodeService.State:input_type -> everpage.v1.StateRequest
-	9,  // 9: everpage.v1.NodeService.FetchWAL:input_type -> everpage.v1.FetchWALRequest
-	11, // 10: everpage.v1.NodeService.FetchLayer:input_type -> everpage.v1.FetchLayerRequest
-	13, // 11: everpage.v1.NodeService.FetchSmall:input_type -> everpage.v1.FetchSmallRequest
-	15, // 12: everpage.v1.NodeService.FetchVersions:input_type -> everpage.v1.FetchVersionsRequest
-	1,  // 13: everpage.v1.NodeService.Join:output_type -> everpage.v1.JoinResponse
-	3,  // 14: everpage.v1.NodeService.Propose:output_type -> everpage.v1.ProposeResponse
-	5,  // 15: everpage.v1.NodeService.State:output_type -> everpage.v1.StateResponse
-	10, // 16: everpage.v1.NodeService.FetchWAL:output_type -> everpage.v1.FetchWALResponse
-	12, // 17: everpage.v1.NodeService.FetchLayer:output_type -> everpage.v1.FetchLayerResponse
-	14, // 18: everpage.v1.NodeService.FetchSmall:output_type -> everpage.v1.FetchSmallResponse
-	16, // 19: everpage.v1.NodeService.FetchVersions:output_type -> everpage.v1.FetchVersionsResponse
-	13, // [13:20] is the sub-list for method output_type
-	6,  // [6:13] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	22, // 4: everpage.v1.FetchLayerRequest.rel:type_name -> everpage.v1.RelFork
+	22, // 5: everpage.v1.FetchVersionsRequest.rel:type_name -> everpage.v1.RelFork
+	17, // 6: everpage.v1.FetchVersionsResponse.versions:type_name -> everpage.v1.StoredVersion
+	20, // 7: everpage.v1.UsageResponse.places:type_name -> everpage.v1.PlaceUsage
+	22, // 8: everpage.v1.PlaceUsage.rel:type_name -> everpage.v1.RelFork
+	0,  // 9: everpage.v1.NodeService.Join:input_type -> everpage.v1.JoinRequest
+	2,  // 10: everpage.v1.NodeService.Propose:input_type -> everpage.v1.ProposeRequest
+	4,  // 11: everpage.v1.NodeService.State:input_type -> everpage.v1.StateRequest
+	9,  // 12: everpage.v1.NodeService.FetchWAL:input_type -> everpage.v1.FetchWALRequest
+	11, // 13: everpage.v1.NodeService.FetchLayer:input_type -> everpage.v1.FetchLayerRequest
+	13, // 14: everpage.v1.NodeService.FetchSmall:input_type -> everpage.v1.FetchSmallRequest
+	15, // 15: everpage.v1.NodeService.FetchVersions:input_type -> everpage.v1.FetchVersionsRequest
+	18, // 16: everpage.v1.NodeService.Usage:input_type -> everpage.v1.UsageRequest
+	1,  // 17: everpage.v1.NodeService.Join:output_type -> everpage.v1.JoinResponse
+	3,  // 18: everpage.v1.NodeService.Propose:output_type -> everpage.v1.ProposeResponse
+	5,  // 19: everpage.v1.NodeService.State:output_type -> everpage.v1.StateResponse
+	10, // 20: everpage.v1.NodeService.FetchWAL:output_type -> everpage.v1.FetchWALResponse
+	12, // 21: everpage.v1.NodeService.FetchLayer:output_type -> everpage.v1.FetchLayerResponse
+	14, // 22: everpage.v1.NodeService.FetchSmall:output_type -> everpage.v1.FetchSmallResponse
+	16, // 23: everpage.v1.NodeService.FetchVersions:output_type -> everpage.v1.FetchVersionsResponse
+	19, // 24: everpage.v1.NodeService.Usage:output_type -> everpage.v1.UsageResponse
+	17, // [17:25] is the sub-list for method output_type
+	9,  // [9:17] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_node_proto_init() }
@@ -1473,7 +1667,7 @@ func file_everpage_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_node_proto_rawDesc), len(file_everpage_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

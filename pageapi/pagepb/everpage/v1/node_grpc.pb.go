@@ -25,6 +25,7 @@ const (
 	NodeService_FetchLayer_FullMethodName    = "/everpage.v1.NodeService/FetchLayer"
 	NodeService_FetchSmall_FullMethodName    = "/everpage.v1.NodeService/FetchSmall"
 	NodeService_FetchVersions_FullMethodName = "/everpage.v1.NodeService/FetchVersions"
+	NodeService_Usage_FullMethodName         = "/everpage.v1.NodeService/Usage"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -47,6 +48,8 @@ type NodeServiceClient interface {
 	FetchSmall(ctx context.Context, in *FetchSmallRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchSmallResponse], error)
 	// FetchVersions answers what one page of a shard that the node keeps is made of, for a node that doesn't have it yet.
 	FetchVersions(ctx context.Context, in *FetchVersionsRequest, opts ...grpc.CallOption) (*FetchVersionsResponse, error)
+	// Usage says what the shards cost that the node keeps.
+	Usage(ctx context.Context, in *UsageRequest, opts ...grpc.CallOption) (*UsageResponse, error)
 }
 
 type nodeServiceClient struct {
@@ -154,6 +157,16 @@ func (c *nodeServiceClient) FetchVersions(ctx context.Context, in *FetchVersions
 	return out, nil
 }
 
+func (c *nodeServiceClient) Usage(ctx context.Context, in *UsageRequest, opts ...grpc.CallOption) (*UsageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UsageResponse)
+	err := c.cc.Invoke(ctx, NodeService_Usage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -174,6 +187,8 @@ type NodeServiceServer interface {
 	FetchSmall(*FetchSmallRequest, grpc.ServerStreamingServer[FetchSmallResponse]) error
 	// FetchVersions answers what one page of a shard that the node keeps is made of, for a node that doesn't have it yet.
 	FetchVersions(context.Context, *FetchVersionsRequest) (*FetchVersionsResponse, error)
+	// Usage says what the shards cost that the node keeps.
+	Usage(context.Context, *UsageRequest) (*UsageResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -204,6 +219,9 @@ func (UnimplementedNodeServiceServer) FetchSmall(*FetchSmallRequest, grpc.Server
 }
 func (UnimplementedNodeServiceServer) FetchVersions(context.Context, *FetchVersionsRequest) (*FetchVersionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method FetchVersions not implemented")
+}
+func (UnimplementedNodeServiceServer) Usage(context.Context, *UsageRequest) (*UsageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Usage not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -331,6 +349,24 @@ func _NodeService_FetchVersions_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_Usage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UsageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).Usage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_Usage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).Usage(ctx, req.(*UsageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -353,6 +389,10 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "FetchVersions",
 			Handler:    _NodeService_FetchVersions_Handler,
+		},
+		{
+			MethodName: "Usage",
+			Handler:    _NodeService_Usage_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
