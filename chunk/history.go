@@ -2,7 +2,6 @@ package chunk
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"everpage/wal/pg"
@@ -93,40 +92,4 @@ func (r *reader) history(cover *cover, branch uint32, key pg.PageKey, hi pg.LSN,
 			return err
 		}
 	}
-}
-
-// DamagedPages calls fn for each page that can't be read at an LSN because of a record that can't be replayed or a reference to a missing page,
-// in key order. Damage that only shows when deltas are applied is not told, nor that of pages whose shards this store doesn't own.
-func (s *Store) DamagedPages(ctx context.Context, branch uint32, at pg.LSN, fn func(e *DamagedError) error) error {
-	b, _, err := s.open(branch, at)
-	if err != nil {
-		return err
-	}
-	r, err := s.readerAt(b, at)
-	if err != nil {
-		return err
-	}
-	defer r.release()
-	pages, view, err := s.view(ctx, b) // each lends its reader's iterator
-	if err != nil {
-		return err
-	}
-	defer pages.release()
-	buf := make(pg.Page, pg.BlockSize)
-	lo, hi := makePrefix(classDamage, branch, 0, 0, 0, 0, 0), makePrefix(classDamage, branch+1, 0, 0, 0, 0, 0)
-	return r.each(lo, hi, at, func(p *prefix, v version) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		err := pages.page(view, b, p.pageKey(), at, buf)
-		var damage *DamagedError
-		if errors.As(err, &damage) {
-			return fn(damage)
-		}
-		var away *NotHereError
-		if errors.Is(err, ErrNotFound) || errors.As(err, &away) && !away.Have.Owned {
-			return nil // cut off since, or another node's
-		}
-		return err
-	})
 }

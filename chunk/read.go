@@ -158,7 +158,11 @@ func (r *reader) page(view view, b *branchState, key pg.PageKey, at pg.LSN, dst 
 			own = r.version
 		}
 		if r.version = own; done {
-			return r.apply(b, dst)
+			err := r.apply(b, dst)
+			if err != nil {
+				r.s.broken.add(b.num, asked)
+			}
+			return err
 		}
 		key, at = next, lsn
 	}

@@ -45,6 +45,7 @@ type Store struct {
 	spare  spareSpace
 	cache  *pageCache
 	depths *depthTable
+	broken brokenPages
 	order  ordered // the flusher's
 
 	ids      atomic.Uint64

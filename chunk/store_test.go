@@ -255,6 +255,24 @@ type answerError struct {
 func (e *answerError) Error() string { return e.text }
 func (e *answerError) Unwrap() error { return e.cause }
 
+// compareDamage compares the list of damaged pages with the model's. All of them have been read, so that errors of redo are known, too.
+func (x *world) compareDamage(lsn pg.LSN) {
+	x.t.Helper()
+	told := map[pg.PageKey]bool{}
+	err := x.s.DamagedPages(context.Background(), testBranch, lsn, func(e *DamagedError) error {
+		told[e.Key] = true
+		return nil
+	})
+	if err != nil {
+		x.t.Fatalf("damage at %s: %v", lsn, err)
+	}
+	for k := range x.m.pages {
+		if want := x.m.pageAt(k, lsn).what == 'd'; told[k] != want {
+			x.t.Fatalf("%s at %s: told to be damaged: %v, want %v", k, lsn, told[k], want)
+		}
+	}
+}
+
 // compareAt compares all that the store says at one LSN with the model.
 func (x *world) compareAt(lsn pg.LSN) {
 	x.t.Helper()
@@ -266,6 +284,9 @@ func (x *world) compareAt(lsn pg.LSN) {
 			x.dump(k)
 			x.t.Fatal(err)
 		}
+	}
+	if x.rng.IntN(4) == 0 {
+		x.compareDamage(lsn)
 	}
 	want := map[pg.RelFork]uint32{}
 	for f := range x.m.sizes {

@@ -19,6 +19,7 @@ type Snapshot struct {
 
 	mu       sync.Mutex
 	segments map[slruSegment][]byte
+	found    []datadir.Damage // by Scan
 }
 
 type slruSegment struct {
@@ -174,7 +175,7 @@ func (s *Snapshot) segment(ctx context.Context, key slruSegment) ([]byte, error)
 	return b, nil
 }
 
-// Damaged implements datadir.Source.
+// Damaged implements datadir.Source: what nodes know, and what Scan found.
 func (s *Snapshot) Damaged(_ context.Context, at pg.LSN, fn func(datadir.Damage) error) error {
 	if err := s.own(at); err != nil {
 		return err
@@ -182,6 +183,14 @@ func (s *Snapshot) Damaged(_ context.Context, at pg.LSN, fn func(datadir.Damage)
 	for _, d := range s.state.Damage {
 		err := fmt.Errorf("block %d: %s (since %s)", d.Key.Block, d.Reason, d.Since)
 		if err := fn(datadir.Damage{RelFork: d.Key.RelFork, Err: err}); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	found := s.found
+	s.mu.Unlock()
+	for _, d := range found {
+		if err := fn(d); err != nil {
 			return err
 		}
 	}

@@ -20,7 +20,7 @@ import (
 func newRestore(g *globals) *cobra.Command {
 	var at targetFlags
 	var mappings []string
-	var allowMissing bool
+	var allowMissing, scan bool
 	var workers int
 	c := &cobra.Command{
 		Use:   "restore DIR [--lsn L | --time T | --xid X | --name N]",
@@ -44,13 +44,14 @@ PostgreSQL refuses root. What root restores therefore belongs to the owner of DI
 				return err
 			}
 			defer client.Close()
-			r := restore{g: g, client: client, at: &at, dir: args[0], mappings: mappings, allowMissing: allowMissing, workers: workers}
+			r := restore{g: g, client: client, at: &at, dir: args[0], mappings: mappings, allowMissing: allowMissing, scan: scan, workers: workers}
 			return r.run(ctx, cmd.OutOrStdout())
 		},
 	}
 	at.allFlags(c.Flags())
 	c.Flags().StringArrayVar(&mappings, "tablespace-mapping", nil, "`OLD=NEW`: put the tablespace that the primary has in OLD into NEW; may be repeated")
 	c.Flags().BoolVar(&allowMissing, "allow-missing", false, "leave out damaged indexes, marked invalid, and exit with 1 (without it nothing is written then)")
+	c.Flags().BoolVar(&scan, "scan", false, "read all pages first, so that relations that can't be read are named before anything is written")
 	c.Flags().IntVar(&workers, "jobs", 4, "`files` written at a time")
 	return c
 }
@@ -62,6 +63,7 @@ type restore struct {
 	dir          string
 	mappings     []string
 	allowMissing bool
+	scan         bool
 	workers      int
 }
 
@@ -173,6 +175,13 @@ func (r *restore) plan(ctx context.Context, dir string) (*datadir.Tree, *pageapi
 	if found, err := r.client.Resolve(short, pageapi.Target{Branch: pos.Branch, LSN: src.LSN()}); err == nil {
 		resolution.Around = found.Around
 	}
+	if r.scan {
+		if err := r.scanAll(ctx, src); err != nil {
+			return nil, nil, err
+		}
+		short, cancel = context.WithTimeout(ctx, r.g.timeout) // the scan may have used up the first
+		defer cancel()
+	}
 	reserved, err := admin.ReserveTimeline(short, &pb.ReserveTimelineRequest{})
 	if err != nil {
 		return nil, nil, pageapi.CallError(address, err)
@@ -187,6 +196,13 @@ func (r *restore) plan(ctx context.Context, dir string) (*datadir.Tree, *pageapi
 		AllowMissing: r.allowMissing,
 	})
 	return tree, resolution, err
+}
+
+// scanAll reads all pages before anything is written.
+func (r *restore) scanAll(ctx context.Context, src *pageapi.Snapshot) error {
+	p := newProgress(os.Stderr, r.g.quiet)
+	defer p.done()
+	return src.Scan(ctx, r.workers, func(bytes int64) { p.show("reading all pages", 0, 0, size(bytes)) })
 }
 
 func printRestored(w io.Writer, v restored) error {
