@@ -90,6 +90,10 @@ func (c *Client) owned(ctx context.Context, at Position, key pg.PageKey, fn func
 
 // RelSize is the number of blocks of a fork.
 func (c *Client) RelSize(ctx context.Context, at Position, rel pg.RelFork) (pg.BlockNumber, pg.LSN, error) {
+	at, err := c.settle(ctx, at)
+	if err != nil {
+		return 0, 0, err
+	}
 	req := &pb.GetRelSizeRequest{At: positionToWire(at), Rel: relToWire(rel), TimeoutMs: timeoutMS(ctx)}
 	resp, _, err := anyCall(c, ctx, at, "GetRelSize", req, func(ctx context.Context, n *node) (*pb.GetRelSizeResponse, error) {
 		return n.pages.GetRelSize(ctx, req)
@@ -103,6 +107,10 @@ func (c *Client) RelSize(ctx context.Context, at Position, rel pg.RelFork) (pg.B
 // Relations lists every fork at one LSN. fn is called as they arrive, once for each; an error afterwards means that the list is not whole.
 func (c *Client) Relations(ctx context.Context, at Position, fn func(pg.RelFork, pg.BlockNumber) error) (pg.LSN, error) {
 	if _, err := c.Map(ctx); err != nil {
+		return 0, err
+	}
+	at, err := c.settle(ctx, at)
+	if err != nil {
 		return 0, err
 	}
 	nodes, err := c.anyNodes(at)
@@ -142,6 +150,10 @@ func (c *Client) Relations(ctx context.Context, at Position, fn func(pg.RelFork,
 
 // SLRUSegments lists the segments of an SLRU.
 func (c *Client) SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([]SLRUSegment, error) {
+	at, err := c.settle(ctx, at)
+	if err != nil {
+		return nil, err
+	}
 	req := &pb.ListSlruSegmentsRequest{At: positionToWire(at), Slru: uint32(slru), TimeoutMs: timeoutMS(ctx)}
 	resp, _, err := anyCall(c, ctx, at, "ListSlruSegments", req, func(ctx context.Context, n *node) (*pb.ListSlruSegmentsResponse, error) {
 		return n.pages.ListSlruSegments(ctx, req)
@@ -158,6 +170,9 @@ func (c *Client) SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([
 
 // SLRUSegment is the content of one segment of an SLRU.
 func (c *Client) SLRUSegment(ctx context.Context, at Position, slru pg.SLRU, segment uint32) (pages []byte, err error) {
+	if at, err = c.settle(ctx, at); err != nil {
+		return nil, err
+	}
 	req := &pb.GetSlruSegmentRequest{At: positionToWire(at), Slru: uint32(slru), Segment: segment, TimeoutMs: timeoutMS(ctx)}
 	err = c.owned(ctx, at, pg.SLRUPage(slru, segment*pg.SLRUPagesPerSegment), func(nodes []*node) error {
 		resp, _, err := verified(c, ctx, nodes, "GetSlruSegment", req, func(ctx context.Context, n *node) (*pb.GetSlruSegmentResponse, error) {
@@ -173,6 +188,10 @@ func (c *Client) SLRUSegment(ctx context.Context, at Position, slru pg.SLRU, seg
 
 // History calls fn for the versions of a page at or below the position, newest first, at most limit (0: all). An error means that they are not all.
 func (c *Client) History(ctx context.Context, at Position, key pg.PageKey, limit int, fn func(Version) error) (pg.LSN, error) {
+	at, err := c.settle(ctx, at)
+	if err != nil {
+		return 0, err
+	}
 	last := pg.LSN(0) // told; zero: none
 	l := listing[pb.GetPageHistoryResponse, *pb.GetPageHistoryResponse]{
 		method: "GetPageHistory",
@@ -197,12 +216,16 @@ func (c *Client) History(ctx context.Context, at Position, key pg.PageKey, limit
 			return nil
 		},
 	}
-	err := c.owned(ctx, at, key, func(nodes []*node) error { return l.run(ctx, c, nodes) })
+	err = c.owned(ctx, at, key, func(nodes []*node) error { return l.run(ctx, c, nodes) })
 	return at.LSN, err
 }
 
 // State is all that a data directory needs beside pages.
 func (c *Client) State(ctx context.Context, at Position) (*ClusterState, error) {
+	at, err := c.settle(ctx, at)
+	if err != nil {
+		return nil, err
+	}
 	req := &pb.GetClusterStateRequest{At: positionToWire(at), TimeoutMs: timeoutMS(ctx)}
 	resp, address, err := anyCall(c, ctx, at, "GetClusterState", req, func(ctx context.Context, n *node) (*pb.GetClusterStateResponse, error) {
 		return n.pages.GetClusterState(ctx, req)
@@ -215,24 +238,6 @@ func (c *Client) State(ctx context.Context, at Position) (*ClusterState, error) 
 		return nil, Errorf(Internal, "node %s: %w", address, err)
 	}
 	return st, nil
-}
-
-// Resolve turns a target into an LSN.
-func (c *Client) Resolve(ctx context.Context, t Target) (*Resolution, error) {
-	req := &pb.ResolveTargetRequest{Target: targetToWire(t)}
-	resp, _, err := anyCall(c, ctx, Position{Branch: t.Branch}, "ResolveTarget", req, func(ctx context.Context, n *node) (*pb.ResolveTargetResponse, error) {
-		return n.pages.ResolveTarget(ctx, req)
-	})
-	if err != nil {
-		return nil, err
-	}
-	r := &Resolution{LSN: pg.LSN(resp.Lsn), Note: resp.Note}
-	for _, e := range resp.Around {
-		r.Around = append(r.Around, CommitEntry{
-			Start: pg.LSN(e.StartLsn), End: pg.LSN(e.EndLsn), Kind: e.Kind, XID: e.Xid, Time: pg.Timestamp(e.TimeUs), Name: e.Name,
-		})
-	}
-	return r, nil
 }
 
 // Lease makes a lease that lasts for d, renews one (l.ID is not 0), or ends one (d is 0). It asks one node at a time: asked twice, two would be made.

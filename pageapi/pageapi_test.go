@@ -74,6 +74,19 @@ func (f *fakePages) Position(ctx context.Context, at Position, wait time.Duratio
 	return at, nil
 }
 
+// Resolve knows the transactions that ended up to what is readable: each at the LSN that is its number.
+func (f *fakePages) Resolve(ctx context.Context, t Target) (*Resolution, error) {
+	f.hang(ctx)
+	readable := f.Readable(0)
+	if t.XID == nil {
+		return &Resolution{LSN: readable}, nil
+	}
+	if pg.LSN(*t.XID) > readable {
+		return nil, Errorf(NotFound, "transaction %d has no commit", *t.XID)
+	}
+	return &Resolution{LSN: pg.LSN(*t.XID)}, nil
+}
+
 func (f *fakePages) Page(ctx context.Context, at Position, key pg.PageKey, dst []byte) error {
 	f.reads.Add(1)
 	if d := f.slow.Load(); d != 0 {

@@ -58,6 +58,9 @@ func (c *Client) Pages(ctx context.Context, at Position, rel pg.RelFork, blocks 
 	if err != nil {
 		return 0, err
 	}
+	if at, err = c.settle(ctx, at); err != nil {
+		return 0, err
+	}
 	runs := runsOf(m, rel, blocks)
 	read := func(ctx context.Context, r run) (pg.LSN, error) {
 		q := query{at: at, rel: rel, blocks: blocks[r.from:r.to], dst: dst[r.from*pg.BlockSize : r.to*pg.BlockSize]}

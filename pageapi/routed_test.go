@@ -307,6 +307,84 @@ func TestAReplicaThatIsBehindIsPassedBy(t *testing.T) {
 	}
 }
 
+// What was seen once is seen again, whichever node is asked: the newest is what the furthest node has, and a transaction is looked up there.
+func TestTheNewestIsTheFurthestNodes(t *testing.T) {
+	nodes, m := newCluster(t, 3)
+	nodes[0].readable.Store(400)
+	nodes[1].readable.Store(700)
+	nodes[2].readable.Store(400)
+	page := make([]byte, pg.BlockSize)
+	xid, late := pg.TransactionID(650), pg.TransactionID(800)
+	look := func(c *Client, want pg.LSN) {
+		t.Helper()
+		for block := range pg.BlockNumber(12) {
+			if lsn, err := c.Pages(t.Context(), Position{}, testRel, []pg.BlockNumber{block * 16}, page); lsn != want || err != nil {
+				t.Fatalf("the newest version of block %d is at %s: %v; want %s", block*16, lsn, err, want)
+			}
+		}
+		if _, lsn, err := c.RelSize(t.Context(), Position{}, testRel); lsn != want || err != nil {
+			t.Errorf("the newest size is at %s: %v; want %s", lsn, err, want)
+		}
+		if r, err := c.Resolve(t.Context(), Target{}); err != nil || r.LSN != want {
+			t.Errorf("the newest LSN is %+v: %v; want %s", r, err, want)
+		}
+	}
+	for _, seed := range nodes {
+		c := newTestClient(t, seed.address)
+		look(c, 700)
+		if r, err := c.Resolve(t.Context(), Target{XID: &xid}); err != nil || r.LSN != 650 {
+			t.Errorf("transaction 650: %+v %v", r, err)
+		}
+		if _, err := c.Resolve(t.Context(), Target{XID: &late}); CodeOf(err) != NotFound {
+			t.Errorf("transaction 800: %v", err)
+		}
+	}
+	// One that hangs is not waited for long, and is named where it might know more.
+	nodes[1].stop()
+	c := newTestClient(t, nodes[0].address)
+	began := time.Now()
+	_, err := c.Resolve(t.Context(), Target{XID: &xid})
+	if CodeOf(err) != NotFound || !strings.Contains(err.Error(), "1 of the nodes did not say") {
+		t.Errorf("transaction 650, which only the hung node knows: %v", err)
+	}
+	if took := time.Since(began); took > gap {
+		t.Errorf("it took %s", took)
+	}
+	// An owner that is behind is waited for.
+	nodes[0].readable.Store(900)
+	slow := slices.IndexFunc(nodes, func(n *fakeNode) bool { return n.address == m.Nodes[2].Address })
+	only := *m
+	only.Epoch++
+	only.Replicas = slices.Repeat([][]int{{slow}}, len(m.Replicas))
+	for _, n := range nodes {
+		n.shardMap.Store(&only)
+	}
+	c = newTestClient(t, nodes[0].address)
+	done := make(chan error, 1)
+	go func() {
+		lsn, err := c.Pages(t.Context(), Position{}, testRel, []pg.BlockNumber{1}, page)
+		if err == nil && lsn != 900 {
+			err = fmt.Errorf("answered at %s", lsn)
+		}
+		done <- err
+	}()
+	until(t, "the client has settled on the newest LSN", func() bool {
+		c.mu.Lock()
+		n := c.nodes[nodes[0].address]
+		c.mu.Unlock()
+		if n == nil {
+			return false
+		}
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.readable[0] == 900
+	})
+	nodes[2].readable.Store(900)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // A node that keeps nothing and knows no better must not be asked for ever.
 func TestWrongOwnersAreBounded(t *testing.T) {
 	nodes, _ := newCluster(t, 3)
