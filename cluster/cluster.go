@@ -116,7 +116,7 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	}
 	c.raft, err = raft.Start(raft.Options{
 		ID: c.id.ID, Dir: filepath.Join(cfg.Dir, "raft"), Listen: listener, Bootstrap: len(cfg.Join) == 0 && c.id.ClusterID == "", AddressOf: c.raftAddress,
-		Timeout: cfg.RaftTimeout, Logger: cfg.Logger,
+		Timeout: cfg.RaftTimeout, Logger: cfg.Logger, Cluster: func() string { return c.machine.State().ID },
 	}, c.machine)
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())
@@ -129,7 +129,7 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 			err = errors.Join(err, c.Close())
 		}
 	}()
-	if err := c.enter(ctx); err != nil {
+	if err := errors.Join(c.renamed(), c.enter(ctx)); err != nil {
 		return nil, err
 	}
 	c.group.Go(func() error { return c.keepCache(runCtx) })

@@ -50,6 +50,8 @@ type State struct {
 	NextLease      uint64
 
 	Chunks []Override `json:",omitempty"` // by chunk: those that have replicas of their own
+
+	Former []string `json:",omitempty"` // ids that the cluster had before one node went on alone, oldest first
 }
 
 // Node is a member.

@@ -28,6 +28,8 @@ type Options struct {
 	AddressOf func(id string) string
 	// Timeout is how long a leader may be silent until another one stands; 0: 1.5 seconds.
 	Timeout time.Duration
+	// Cluster is the id of the cluster, "" while it is not known: nodes of others are not heard.
+	Cluster func() string
 	Logger  *slog.Logger
 }
 
@@ -79,7 +81,7 @@ func Start(o Options, machine *fsm.FSM) (r *Raft, err error) {
 	cfg.NoLegacyTelemetry = true
 	cfg.ShutdownOnRemove = false // the node says so itself, and goes on reading
 	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: newStream(o.Listen), MaxPool: maxPool, Timeout: transportTimeout, Logger: log, ServerAddressProvider: addresses{o},
+		Stream: newStream(o.Listen, o.Cluster), MaxPool: maxPool, Timeout: transportTimeout, Logger: log, ServerAddressProvider: addresses{o},
 	})
 	defer func() {
 		if err != nil {

@@ -2,6 +2,8 @@ package raft
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -9,28 +11,33 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// stream is how Raft's connections are made. It closes with the connections that it made or took, which hashicorp's transport leaves to their peers.
+// stream is how Raft's connections are made. It closes with the connections that it made or took, which hashicorp's transport leaves to their peers. Each
+// begins with the id of the cluster: a leader that was given up for lost must not lead those who went on without it.
 type stream struct {
 	net.Listener
-	mu     sync.Mutex
-	conns  map[*conn]struct{}
-	closed bool
+	cluster func() string // "" while it is not known
+	mu      sync.Mutex
+	conns   map[*conn]struct{}
+	closed  bool
 }
 
 type conn struct {
 	net.Conn
-	s *stream
+	s      *stream
+	greets bool // the peer has yet to say which cluster it is of
 }
 
-func newStream(l net.Listener) *stream { return &stream{Listener: l, conns: map[*conn]struct{}{}} }
+func newStream(l net.Listener, cluster func() string) *stream {
+	return &stream{Listener: l, cluster: cluster, conns: map[*conn]struct{}{}}
+}
 
-func (s *stream) keep(c net.Conn) (net.Conn, error) {
+func (s *stream) keep(c net.Conn) (*conn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, errors.Join(net.ErrClosed, c.Close())
 	}
-	k := &conn{c, s}
+	k := &conn{Conn: c, s: s}
 	s.conns[k] = struct{}{}
 	return k, nil
 }
@@ -41,7 +48,31 @@ func (s *stream) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.keep(c)
+	k, err := s.keep(c)
+	if err != nil {
+		return nil, err
+	}
+	k.greets = true
+	return k, nil
+}
+
+// Read implements net.Conn. Only the goroutine that serves the connection reads.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.greets {
+		var n [1]byte
+		if _, err := io.ReadFull(c.Conn, n[:]); err != nil {
+			return 0, err
+		}
+		theirs := make([]byte, n[0])
+		if _, err := io.ReadFull(c.Conn, theirs); err != nil {
+			return 0, err
+		}
+		if ours := c.s.cluster(); ours != "" && ours != string(theirs) {
+			return 0, fmt.Errorf("%s is of another cluster (%s, not %s)", c.RemoteAddr(), theirs, ours)
+		}
+		c.greets = false
+	}
+	return c.Conn.Read(p)
 }
 
 // Dial implements raft.StreamLayer.
@@ -50,7 +81,15 @@ func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Co
 	if err != nil {
 		return nil, err
 	}
-	return s.keep(c)
+	k, err := s.keep(c)
+	if err != nil {
+		return nil, err
+	}
+	id := s.cluster()
+	if _, err := k.Write(append([]byte{byte(len(id))}, id...)); err != nil {
+		return nil, errors.Join(err, k.Close())
+	}
+	return k, nil
 }
 
 // Close implements net.Listener.

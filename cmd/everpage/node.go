@@ -48,7 +48,7 @@ func newNode(g *globals) *cobra.Command {
 			})
 		},
 	}
-	c.AddCommand(list,
+	c.AddCommand(list, newSurvive(g),
 		g.nodeAction("drain", "Have a node's shards brought to others; it serves until they are", `A node that is drained gives its shards and its vote to others and serves until they have them. --undo takes that back.
 
   everpage node drain node2 && everpage node list

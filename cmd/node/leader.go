@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"everpage/cluster"
@@ -146,6 +147,10 @@ func (l *leader) dropSlots(ctx context.Context, s *cluster.State) error {
 		if left.Conninfo != s.Follow.Conninfo {
 			continue
 		}
+		if l.inUse(s, left.Slot) { // a node of that name has joined again
+			errs = append(errs, l.propose(ctx, &command.ForgetSlot{Slot: left.Slot}))
+			continue
+		}
 		if err := dropSlot(ctx, left); err != nil {
 			errs = append(errs, fmt.Errorf("slot %s of a node that was removed: %w", left.Slot, err))
 			continue
@@ -174,4 +179,12 @@ func (l *leader) dropSlots(ctx context.Context, s *cluster.State) error {
 		l.told[slot] = true
 	}
 	return errors.Join(errs...)
+}
+
+// inUse tells whether a slot is a member's.
+func (l *leader) inUse(s *cluster.State, slot string) bool {
+	return slices.ContainsFunc(s.Nodes, func(x fsm.Node) bool {
+		name, err := stream.NodeSlot(l.n.cfg.Cluster, x.Name)
+		return err == nil && name == slot
+	})
 }
