@@ -9,101 +9,109 @@ import (
 	"everpage/backup/store"
 )
 
-// Objects are read in blocks of this size: a table's footer, index and filter lie side by side, so that they come with one request.
-const blockSize = 64 << 10
+// maxExtents bounds the bytes of objects that are kept.
+const maxExtents = 16 << 20
 
-// maxBlocks bounds the blocks that are kept.
-const maxBlocks = 256
-
-// blockCache keeps the blocks of objects that were read last.
-type blockCache struct {
-	mu     sync.Mutex
-	clock  uint64
-	blocks map[blockKey]*cachedBlock
+// extents keeps what of objects was read last, by where it begins and how long it is: whoever reads a layer asks for the same parts again and again.
+type extents struct {
+	mu    sync.Mutex
+	clock uint64
+	bytes int64
+	m     map[extentKey]*extent
 }
 
-type blockKey struct {
+type extentKey struct {
 	object string
 	start  int64
+	length int64
 }
 
-type cachedBlock struct {
+type extent struct {
 	once sync.Once
 	b    []byte
 	err  error
 	used uint64
 }
 
-func newBlockCache() *blockCache { return &blockCache{blocks: map[blockKey]*cachedBlock{}} }
+func newExtents() *extents { return &extents{m: map[extentKey]*extent{}} }
 
-func (c *blockCache) get(key blockKey, read func() ([]byte, error)) ([]byte, error) {
+func (c *extents) get(key extentKey, read func() ([]byte, error)) ([]byte, error) {
 	c.mu.Lock()
 	c.clock++
-	b := c.blocks[key]
-	if b == nil {
-		b = &cachedBlock{}
-		c.blocks[key] = b
-		if len(c.blocks) > maxBlocks {
-			c.evict()
-		}
+	e := c.m[key]
+	if e == nil {
+		e = &extent{}
+		c.m[key] = e
+		c.bytes += key.length
 	}
-	b.used = c.clock
+	e.used = c.clock
+	for c.bytes > maxExtents && len(c.m) > 1 {
+		c.evict()
+	}
 	c.mu.Unlock()
-	b.once.Do(func() { b.b, b.err = read() })
-	if b.err != nil {
+	e.once.Do(func() { e.b, e.err = read() })
+	if e.err != nil {
 		c.mu.Lock()
-		if c.blocks[key] == b {
-			delete(c.blocks, key)
+		if c.m[key] == e {
+			c.drop(key)
 		}
 		c.mu.Unlock()
 	}
-	return b.b, b.err
+	return e.b, e.err
 }
 
-// evict lets go of the block that was used longest ago. The caller holds mu.
-func (c *blockCache) evict() {
-	var oldest blockKey
+// drop forgets an extent. The caller holds mu.
+func (c *extents) drop(key extentKey) {
+	delete(c.m, key)
+	c.bytes -= key.length
+}
+
+// evict lets go of the extent that was used longest ago. The caller holds mu.
+func (c *extents) evict() {
+	var oldest extentKey
 	var used uint64
-	for k, b := range c.blocks {
-		if b.used != 0 && (used == 0 || b.used < used) {
-			oldest, used = k, b.used
+	for k, e := range c.m {
+		if used == 0 || e.used < used {
+			oldest, used = k, e.used
 		}
 	}
-	delete(c.blocks, oldest)
+	c.drop(oldest)
 }
 
 // ranged reads a layer within an object as a file.
 type ranged struct {
 	store        store.Store
-	blocks       *blockCache
+	extents      *extents
 	name         string
 	offset, size int64
 }
 
-// rangedTimeout bounds one request for a block.
+// rangedTimeout bounds one request for a part of an object.
 const rangedTimeout = 30 * time.Second
 
-// ReadAt implements io.ReaderAt.
+// ReadAt implements io.ReaderAt. It reads exactly what is asked for: a layer's reader knows what lies side by side.
 func (r *ranged) ReadAt(p []byte, at int64) (n int, err error) {
-	for n < len(p) {
-		if at >= r.size {
-			return n, io.EOF
-		}
-		start := at / blockSize * blockSize
-		b, err := r.blocks.get(blockKey{r.name, r.offset + start}, func() ([]byte, error) { return r.read(start) })
+	want := p
+	if left := r.size - at; int64(len(want)) > left {
+		want = want[:max(left, 0)]
+	}
+	if len(want) > 0 {
+		b, err := r.extents.get(extentKey{r.name, r.offset + at, int64(len(want))}, func() ([]byte, error) { return r.read(at, int64(len(want))) })
 		if err != nil {
-			return n, err
+			return 0, err
 		}
-		m := copy(p[n:], b[at-start:])
-		n, at = n+m, at+int64(m)
+		n = copy(want, b)
+	}
+	if n < len(p) {
+		return n, io.EOF
 	}
 	return n, nil
 }
 
-func (r *ranged) read(start int64) (b []byte, err error) {
+func (r *ranged) read(at, length int64) (b []byte, err error) {
 	for range layerRetries {
 		ctx, cancel := context.WithTimeout(context.Background(), rangedTimeout)
-		b, err = store.ReadAll(ctx, r.store, r.name, r.offset+start, min(blockSize, r.size-start))
+		b, err = store.ReadAll(ctx, r.store, r.name, r.offset+at, length)
 		cancel()
 		if err == nil || !store.Temporary(err) {
 			return b, err

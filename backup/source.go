@@ -25,7 +25,7 @@ type Source struct {
 	refs      map[shardKey]string
 	last      map[shardKey]time.Time
 	layers    map[layerKey]*openLayer
-	blocks    *blockCache
+	extents   *extents
 	clock     uint64
 	reads     uint64
 }
@@ -48,7 +48,7 @@ const maxOpenLayers = 512
 
 // NewSource makes a source for what a registry names.
 func NewSource(s store.Store, r Registry) *Source {
-	return &Source{store: s, registry: r, manifests: map[shardKey]*Manifest{}, refs: map[shardKey]string{}, last: map[shardKey]time.Time{}, layers: map[layerKey]*openLayer{}, blocks: newBlockCache()}
+	return &Source{store: s, registry: r, manifests: map[shardKey]*Manifest{}, refs: map[shardKey]string{}, last: map[shardKey]time.Time{}, layers: map[layerKey]*openLayer{}, extents: newExtents()}
 }
 
 // asked is when a page of a shard was read last.
@@ -114,30 +114,59 @@ func (s *Source) versions(ctx context.Context, branch uint32, key pg.PageKey, at
 	if at > m.Hi || at < m.Lo() {
 		return nil, fmt.Errorf("the backup of shard %d reaches from %s to %s, not to %s", k.shard, m.Lo(), m.Hi, at)
 	}
-	var out []chunk.PageVersion
+	var layers []Layer // newest first
 	for _, l := range slices.Backward(m.Layers) {
-		if l.Delta && l.Lo >= at {
-			continue
+		if !l.Delta || l.Lo < at {
+			layers = append(layers, l)
 		}
-		f, err := s.open(l)
-		if err != nil {
-			return nil, fmt.Errorf("layer in %s at %d: %w", l.Object, l.Offset, err)
-		}
-		list, based, err := f.PageVersions(ctx, key, at)
-		if err != nil {
-			return nil, fmt.Errorf("layer in %s at %d: %w", l.Object, l.Offset, err)
-		}
-		for _, v := range list {
-			if len(out) > 0 && v.LSN >= out[len(out)-1].LSN {
-				return nil, &store.Error{Op: "get", Name: l.Object, Kind: store.ErrCorrupt, Err: fmt.Errorf("page %s: version %s is in two layers", key, v.LSN)}
+	}
+	var out []chunk.PageVersion
+	for len(layers) > 0 {
+		wave := layers[:min(waveLayers, len(layers))]
+		layers = layers[len(wave):]
+		for i, got := range s.wave(ctx, wave, key, at) {
+			if got.err != nil {
+				return nil, fmt.Errorf("layer in %s at %d: %w", wave[i].Object, wave[i].Offset, got.err)
 			}
-			out = append(out, v)
-		}
-		if based {
-			return out, nil
+			for _, v := range got.list {
+				if len(out) > 0 && v.LSN >= out[len(out)-1].LSN {
+					return nil, &store.Error{Op: "get", Name: wave[i].Object, Kind: store.ErrCorrupt, Err: fmt.Errorf("page %s: version %s is in two layers", key, v.LSN)}
+				}
+				out = append(out, v)
+			}
+			if got.based {
+				return out, nil
+			}
 		}
 	}
 	return nil, fmt.Errorf("the layers of shard %d don't reach down to a base of page %s at %s", k.shard, key, at)
+}
+
+// waveLayers is how many layers are asked at once. Most pages need the newest and the oldest, and no request waits for the one before.
+const waveLayers = 6
+
+type found struct {
+	list  []chunk.PageVersion
+	based bool
+	err   error
+}
+
+// wave asks several layers for a page's versions side by side.
+func (s *Source) wave(ctx context.Context, layers []Layer, key pg.PageKey, at pg.LSN) []found {
+	out := make([]found, len(layers))
+	var wg sync.WaitGroup
+	for i, l := range layers {
+		wg.Go(func() {
+			f, err := s.open(l)
+			if err != nil {
+				out[i].err = err
+				return
+			}
+			out[i].list, out[i].based, out[i].err = f.PageVersions(ctx, key, at)
+		})
+	}
+	wg.Wait()
+	return out
 }
 
 // open opens a layer, or finds it open.
@@ -154,7 +183,7 @@ func (s *Source) open(l Layer) (*chunk.LayerFile, error) {
 	o.used = s.clock
 	s.mu.Unlock()
 	o.once.Do(func() {
-		o.file, o.err = chunk.OpenLayer(&ranged{store: s.store, blocks: s.blocks, name: l.Object, offset: l.Offset, size: l.Length}, l.Length)
+		o.file, o.err = chunk.OpenLayer(&ranged{store: s.store, extents: s.extents, name: l.Object, offset: l.Offset, size: l.Length}, l.Length)
 		if o.err == nil && (o.file.Lo != l.Lo || o.file.Hi != l.Hi || o.file.Delta != l.Delta) {
 			o.err = &store.Error{Op: "get", Name: l.Object, Kind: store.ErrCorrupt, Err: fmt.Errorf("the layer at %d is from %s to %s, its manifest says %s to %s", l.Offset, o.file.Lo, o.file.Hi, l.Lo, l.Hi)}
 		}

@@ -47,7 +47,7 @@ func OpenLayer(src io.ReaderAt, size int64) (*LayerFile, error) {
 }
 
 func (f *LayerFile) header(size int64) error {
-	n := min(size, 4<<10)
+	n := min(size, layerEdge)
 	head := make([]byte, n)
 	if _, err := f.src.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -56,12 +56,21 @@ func (f *LayerFile) header(size int64) error {
 	if !ok || len(b) < 4 {
 		return ErrFormat
 	}
-	if k := binary.BigEndian.Uint32(b); int64(k) > n-int64(len(layerMagic))-4 {
-		return errShape
-	} else if err := json.Unmarshal(b[4:4+k], &f.Layer); err != nil {
+	at := int64(len(layerMagic)) + 4
+	k := int64(binary.BigEndian.Uint32(b))
+	if b = b[4:]; k > int64(len(b)) {
+		if k > maxLayerHead || at+k > size {
+			return errShape
+		}
+		b = make([]byte, k)
+		if _, err := f.src.ReadAt(b, at); err != nil {
+			return err
+		}
+	}
+	if err := json.Unmarshal(b[:k], &f.Layer); err != nil {
 		return fmt.Errorf("%w: %w", errShape, err)
 	}
-	n = min(size, 64<<10)
+	n = min(size, layerEdge)
 	tail := make([]byte, n)
 	if _, err := f.src.ReadAt(tail, size-n); err != nil && !errors.Is(err, io.EOF) {
 		return err
@@ -70,7 +79,7 @@ func (f *LayerFile) header(size int64) error {
 	if !ok || len(b) < 4 {
 		return fmt.Errorf("%w: its end is missing", errShape)
 	}
-	k := int64(binary.BigEndian.Uint32(b[len(b)-4:]))
+	k = int64(binary.BigEndian.Uint32(b[len(b)-4:]))
 	if b = b[:len(b)-4]; k > int64(len(b)) {
 		if k > maxLayerJSON || k > size {
 			return errShape
@@ -106,6 +115,14 @@ func (f *LayerFile) Close() error {
 	return err
 }
 
+// Each read of a layer's source may be a request to a service far away. So little is read as will do, mostly: of a layer's beginning and end, and of a table's
+// end, where footer, index and filter lie.
+const (
+	layerEdge    = 4 << 10
+	maxLayerHead = 64 << 10
+	tableEnd     = 16 << 10
+)
+
 // part is a range of the source as a table's file.
 type part struct {
 	src  io.ReaderAt
@@ -117,6 +134,16 @@ type part struct {
 func (p *part) ReadAt(_ context.Context, b []byte, off int64) error {
 	if off < 0 || off+int64(len(b)) > p.size {
 		return io.ErrUnexpectedEOF
+	}
+	if end := max(p.size-tableEnd, 0); off >= end && len(b) > 0 {
+		// What is asked for piece by piece is read at once; the source remembers it.
+		all := make([]byte, p.size-end)
+		n, err := p.src.ReadAt(all, p.off+end)
+		if n < len(all) {
+			return truncated(err)
+		}
+		copy(b, all[off-end:])
+		return nil
 	}
 	n, err := p.src.ReadAt(b, p.off+off)
 	if n == len(b) {
