@@ -90,9 +90,9 @@ func addWAL(rnd *rand.Rand, b *waltest.Builder, size int) {
 	}
 }
 
-func options(s store.Store, b *waltest.Builder) archive.Options {
+func options(t *testing.T, s store.Store, b *waltest.Builder) archive.Options {
 	return archive.Options{
-		Store: s, ID: archive.ID{SystemID: b.Options().SystemID, SegmentSize: b.Options().SegmentSize}, History: wal.History{Timeline: 1}, Every: 10 * time.Second,
+		Store: s, ID: archive.ID{SystemID: b.Options().SystemID, SegmentSize: b.Options().SegmentSize}, History: wal.History{Timeline: 1}, Every: 10 * time.Second, Dir: t.TempDir(),
 	}
 }
 
@@ -118,7 +118,7 @@ func readBack(t *testing.T, s store.Store, opt archive.Options, b *waltest.Build
 	if end := inv.End(opt.History, from); end != to {
 		t.Fatalf("the archive ends at %s, want %s; gaps %v", end, to, inv.Gaps(opt.History.Timeline, from))
 	}
-	src := archive.NewSource(t.Context(), s, inv, opt.History)
+	src := archive.NewSource(t.Context(), s, inv, opt.History, opt.Dir)
 	defer src.Close()
 	got := make([]byte, to-from)
 	for n := 0; n < len(got); {
@@ -162,7 +162,7 @@ func TestArchive(t *testing.T) {
 		first := b.End()
 		addWAL(rnd, b, 4<<20)
 		s, m := newSpool(b), store.NewMemory()
-		opt := options(m, b)
+		opt := options(t, m, b)
 		var ends []pg.LSN
 		opt.Advance = func(_ context.Context, end pg.LSN) error {
 			ends = append(ends, end)
@@ -217,7 +217,7 @@ func TestGapIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := someWAL(rand.New(rand.NewPCG(2, 1)), 6<<20)
 		s, m := newSpool(b), store.NewMemory()
-		opt := options(m, b)
+		opt := options(t, m, b)
 		run(t, opt, s, func(*archive.Archiver) {
 			s.grow(b.Base() + 3<<19)
 			time.Sleep(2 * opt.Every)
@@ -250,7 +250,7 @@ func TestTimelines(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(3, 1))
 		old := someWAL(rnd, 3<<19)
 		m := store.NewMemory()
-		opt := options(m, old)
+		opt := options(t, m, old)
 		s := newSpool(old)
 		at := old.End()
 		// The new timeline's first segment begins with a copy of the old one's.
@@ -292,7 +292,7 @@ func TestDivergedIsRefused(t *testing.T) {
 		for seed, want := range []error{context.Canceled, archive.ErrDiverged} {
 			b := someWAL(rand.New(rand.NewPCG(uint64(seed), 1)), 1<<20)
 			s := newSpool(b)
-			opt := options(m, b)
+			opt := options(t, m, b)
 			if seed == 1 {
 				// It begins as the other one ends, so that it must write the same name.
 				opt.Store = &hidden{Memory: m}
@@ -336,7 +336,7 @@ func faultAt(t *testing.T, fault store.Fault, at int) (reached bool) {
 	}
 	var mu sync.Mutex
 	calls, m := 0, store.NewMemory()
-	s, opt := newSpool(b), options(nil, b)
+	s, opt := newSpool(b), options(t, nil, b)
 	opt.Store = &store.Faulty{Store: m, Decide: func(string, string) store.Fault {
 		mu.Lock()
 		defer mu.Unlock()
@@ -376,7 +376,7 @@ func TestCorruptObjectsAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := someWAL(rand.New(rand.NewPCG(5, 1)), 3<<19)
 		s, m := newSpool(b), store.NewMemory()
-		opt := options(m, b)
+		opt := options(t, m, b)
 		run(t, opt, s, func(*archive.Archiver) {
 			s.grow(b.End())
 			time.Sleep(2 * opt.Every)

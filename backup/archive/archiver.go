@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"log/slog"
 	"sync"
 	"time"
@@ -29,6 +28,7 @@ type Options struct {
 	ID      ID
 	History wal.History   // of the timeline that is archived
 	Every   time.Duration // how long the newest WAL may be missing in the store
+	Dir     string        // for what is being compressed
 	Log     *slog.Logger
 	// Advance is told where the store's gap-free WAL ends, whenever that moves. An error is shown and the call repeated with the next move.
 	Advance func(ctx context.Context, end pg.LSN) error
@@ -57,9 +57,10 @@ func (s Status) Lag() uint64 {
 
 // Archiver uploads one timeline's WAL out of a spool. Any number of them, on any nodes, may archive the same WAL: they write the same objects.
 type Archiver struct {
-	opt Options
-	mu  sync.Mutex
-	st  Status
+	opt   Options
+	mu    sync.Mutex
+	st    Status
+	spool Spool // while Run runs
 	// pieces of the segment where End lies, to be deleted once it is whole
 	pieces []string
 	hurry  chan struct{}
@@ -88,7 +89,16 @@ func (a *Archiver) Hurry() {
 func (a *Archiver) Status() Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.spool != nil {
+		a.st.Durable = a.spool.Durable() // the lag must be true above all while nothing can be uploaded
+	}
 	return a.st
+}
+
+func (a *Archiver) use(spool Spool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.spool = spool
 }
 
 func (a *Archiver) update(fn func(s *Status)) {
@@ -104,6 +114,8 @@ const (
 
 // Run archives until ctx ends, the spool fails or the store proves to hold another history (ErrDiverged). All else is tried again for as long as it takes.
 func (a *Archiver) Run(ctx context.Context, spool Spool) error {
+	a.use(spool)
+	defer a.use(nil)
 	if err := a.persist(ctx, func() error { return a.begin(ctx, spool) }); err != nil {
 		return err
 	}
@@ -283,27 +295,23 @@ func (a *Archiver) moved(ctx context.Context, end pg.LSN) error {
 func (a *Archiver) put(ctx context.Context, spool Spool, from, to pg.LSN) error {
 	id, tli := a.opt.ID, a.opt.History.Timeline
 	number := id.SegmentSize.Number(from)
-	b := make([]byte, to-from)
-	src := spool.DurableWAL()
-	for n := 0; n < len(b); {
-		m, err := src.ReadWAL(b[n:], from+pg.LSN(n))
-		if err != nil {
-			return err
-		}
-		n += m
-	}
-	body, crc, err := compress(id, tli, from, b)
+	f, err := newScratch(a.opt.Dir)
 	if err != nil {
 		return err
 	}
-	whole := len(b) == int(id.SegmentSize)
+	defer f.Close()
+	size, h, err := compress(f, id, tli, spool.DurableWAL(), from, to)
+	if err != nil {
+		return err
+	}
+	whole := to-from == pg.LSN(id.SegmentSize)
 	name := id.segmentName(tli, number)
 	if !whole {
-		name = id.pieceName(tli, number, id.SegmentSize.Offset(from), id.SegmentSize.Offset(from)+uint32(len(b)), crc)
+		name = id.pieceName(tli, number, id.SegmentSize.Offset(from), id.SegmentSize.Offset(from)+uint32(to-from), h.crc)
 	}
-	err = a.opt.Store.Put(ctx, name, store.Bytes(body))
+	err = a.opt.Store.Put(ctx, name, fileBody{f, size})
 	if errors.Is(err, store.ErrExists) {
-		err = a.same(ctx, name, from, b)
+		err = a.same(ctx, name, h)
 	}
 	if err != nil {
 		return err
@@ -317,14 +325,14 @@ func (a *Archiver) put(ctx context.Context, spool Spool, from, to pg.LSN) error 
 		} else {
 			s.Pieces++
 		}
-		s.Bytes += uint64(len(b))
-		s.Uploaded += uint64(len(body))
+		s.Bytes += uint64(to - from)
+		s.Uploaded += uint64(size)
 	})
 	return nil
 }
 
 // same holds an object that is there already against what we would have written: an attempt whose answer was lost, or another node's.
-func (a *Archiver) same(ctx context.Context, name string, from pg.LSN, b []byte) error {
+func (a *Archiver) same(ctx context.Context, name string, want head) error {
 	first, err := store.ReadAll(ctx, a.opt.Store, name, 0, headSize)
 	if err != nil {
 		return err
@@ -333,7 +341,7 @@ func (a *Archiver) same(ctx context.Context, name string, from pg.LSN, b []byte)
 	if err != nil {
 		return err
 	}
-	if want := (head{id: a.opt.ID, timeline: a.opt.History.Timeline, start: from, length: uint64(len(b)), crc: crc32.Checksum(b, castagnoli)}); h != want {
+	if h != want {
 		return fmt.Errorf("%w: %s; give this cluster another --store", ErrDiverged, name)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 
@@ -144,55 +145,112 @@ func (id ID) parse(name string) (o object, ok bool) {
 	return o, o.from < o.to && o.to <= uint32(id.SegmentSize) && name == id.pieceName(o.timeline, o.number, o.from, o.to, uint32(n[2]))
 }
 
-// compress writes an object for WAL in memory.
-func compress(id ID, tli pg.TimelineID, start pg.LSN, b []byte) (object []byte, crc uint32, err error) {
-	crc = crc32.Checksum(b, castagnoli)
-	h := head{id: id, timeline: tli, start: start, length: uint64(len(b)), crc: crc}
-	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithAllLitEntropyCompression(true))
-	if err != nil {
-		return nil, 0, err
+// piece is how much WAL is in memory at a time: segments may have a gigabyte.
+const piece = 256 << 10
+
+// compress writes an object for the WAL between two LSNs into a file.
+func compress(f *os.File, id ID, tli pg.TimelineID, src wal.Source, from, to pg.LSN) (size int64, h head, err error) {
+	h = head{id: id, timeline: tli, start: from, length: uint64(to - from)}
+	if _, err := f.Seek(headSize, io.SeekStart); err != nil {
+		return 0, h, err
 	}
-	defer w.Close()
-	return w.EncodeAll(b, h.encode()), crc, nil
+	z, err := zstd.NewWriter(f, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithAllLitEntropyCompression(true),
+		zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		return 0, h, err
+	}
+	buf := make([]byte, min(piece, uint64(to-from)))
+	for at := from; at < to && err == nil; {
+		var n int
+		if n, err = src.ReadWAL(buf[:min(piece, uint64(to-at))], at); err != nil {
+			break
+		}
+		h.crc = crc32.Update(h.crc, castagnoli, buf[:n])
+		at += pg.LSN(n)
+		_, err = z.Write(buf[:n])
+	}
+	if err = errors.Join(err, z.Close()); err != nil {
+		return 0, h, err
+	}
+	if _, err := f.WriteAt(h.encode(), 0); err != nil {
+		return 0, h, err
+	}
+	size, err = f.Seek(0, io.SeekEnd)
+	return size, h, err
 }
 
-// decompress reads an object's WAL and holds it against its name and checksums.
-func decompress(id ID, o object, r io.Reader) ([]byte, error) {
-	bad := func(err error) ([]byte, error) {
-		return nil, &store.Error{Op: "get", Name: o.name, Kind: store.ErrCorrupt, Err: err}
+// fileBody is an object in a file.
+type fileBody struct {
+	io.ReaderAt
+	size int64
+}
+
+func (b fileBody) Size() int64 { return b.size }
+
+// newScratch makes a file without a name: nothing is left over where the process ends.
+func newScratch(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(dir, "wal-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// maxWindow is more than any object needs to be decompressed.
+const maxWindow = 16 << 20
+
+// decompress writes an object's WAL and holds it against its name and checksums: only where it returns nil was that what was written.
+func decompress(w io.Writer, id ID, o object, r io.Reader) error {
+	bad := func(err error) error {
+		return &store.Error{Op: "get", Name: o.name, Kind: store.ErrCorrupt, Err: err}
 	}
 	var first [headSize]byte
 	if _, err := io.ReadFull(r, first[:]); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 			return bad(errors.New("it is no archived WAL"))
 		}
-		return nil, err
+		return err
 	}
 	h, err := decodeHead(o.name, first[:])
 	if err != nil {
-		return nil, err
+		return err
 	}
 	begin, end := o.begin(id.SegmentSize), o.end(id.SegmentSize)
 	if h.id != id || h.timeline != o.timeline || h.start != begin || h.length != uint64(end-begin) {
 		return bad(fmt.Errorf("it holds %d bytes at %s of timeline %d of system %d", h.length, h.start, h.timeline, h.id.SystemID))
 	}
 	watch := &watchedReader{r: r}
-	z, err := zstd.NewReader(watch, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(uint64(wal.MaxSegmentSize)+1<<20))
+	z, err := zstd.NewReader(watch, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer z.Close()
-	b := make([]byte, h.length)
-	if _, err := io.ReadFull(z, b); err != nil {
-		if watch.err != nil {
-			return nil, watch.err // the store failed, not the object
+	var crc uint32
+	buf := make([]byte, min(piece, h.length))
+	for left := h.length; left > 0; {
+		n, err := io.ReadFull(z, buf[:min(piece, left)])
+		if err != nil {
+			if watch.err != nil {
+				return watch.err // the store failed, not the object
+			}
+			return bad(err)
 		}
-		return bad(err)
+		crc = crc32.Update(crc, castagnoli, buf[:n])
+		if _, err := w.Write(buf[:n]); err != nil {
+			return err
+		}
+		left -= uint64(n)
 	}
-	if crc32.Checksum(b, castagnoli) != h.crc {
+	if crc != h.crc {
 		return bad(errors.New("its WAL has a wrong checksum"))
 	}
-	return b, nil
+	return nil
 }
 
 // watchedReader remembers what the store failed for.

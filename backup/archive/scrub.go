@@ -3,6 +3,7 @@ package archive
 import (
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -27,7 +28,7 @@ func (inv *Inventory) Scrub(ctx context.Context, s store.Store) ([]Damage, error
 	slices.SortFunc(objects, func(a, b object) int { return strings.Compare(a.name, b.name) })
 	var found []Damage
 	for _, o := range objects {
-		_, err := read(ctx, s, inv.ID, o)
+		err := read(ctx, io.Discard, s, inv.ID, o)
 		if err != nil && store.Temporary(err) && !errors.Is(err, store.ErrTruncated) {
 			return found, err
 		}

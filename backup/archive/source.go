@@ -3,6 +3,9 @@ package archive
 import (
 	"context"
 	"fmt"
+	"io"
+	"os"
+	"slices"
 	"sync"
 
 	"everpage/backup/store"
@@ -17,6 +20,7 @@ type Source struct {
 	store   store.Store
 	inv     *Inventory
 	history wal.History
+	dir     string
 
 	open  segment
 	ahead chan segment // of the segment that is read ahead; nil if none is
@@ -26,20 +30,32 @@ type Source struct {
 type segment struct {
 	key   key
 	start pg.LSN
-	data  []byte
+	file  *os.File // its WAL from start on
 	err   error
 }
 
-// NewSource reads along a history what an inventory found.
-func NewSource(ctx context.Context, s store.Store, inv *Inventory, history wal.History) *Source {
+func (g *segment) close() {
+	if g.file != nil {
+		g.file.Close()
+		g.file = nil
+	}
+}
+
+// NewSource reads along a history what an inventory found. Two segments at a time lie in files without a name in dir.
+func NewSource(ctx context.Context, s store.Store, inv *Inventory, history wal.History, dir string) *Source {
 	ctx, cancel := context.WithCancel(ctx)
-	return &Source{ctx: ctx, cancel: cancel, store: s, inv: inv, history: history}
+	return &Source{ctx: ctx, cancel: cancel, store: s, inv: inv, history: history, dir: dir}
 }
 
 // Close ends what is read ahead.
 func (s *Source) Close() {
 	s.cancel()
 	s.wg.Wait()
+	s.open.close()
+	if s.ahead != nil {
+		g := <-s.ahead
+		g.close()
+	}
 }
 
 // ReadWAL implements wal.Source.
@@ -49,16 +65,17 @@ func (s *Source) ReadWAL(p []byte, at pg.LSN) (int, error) {
 		return 0, &wal.EndError{LSN: at, Reason: fmt.Sprintf("the archive in %s has no WAL there", s.store)}
 	}
 	k := key{tli, s.inv.ID.SegmentSize.Number(at)}
-	if s.open.data == nil || s.open.key != k {
+	if s.open.file == nil || s.open.key != k {
 		g, err := s.segment(k)
 		if err != nil {
 			return 0, err
 		}
+		s.open.close()
 		s.open = g
 		s.readAhead(end)
 	}
-	b := s.open.data[at-s.open.start:]
-	return copy(p, b[:min(uint64(len(b)), uint64(end-at))]), nil
+	p = p[:min(uint64(len(p)), uint64(end-at))]
+	return s.open.file.ReadAt(p, int64(at-s.open.start))
 }
 
 // segment takes what was read ahead, or reads now.
@@ -69,6 +86,7 @@ func (s *Source) segment(k key) (segment, error) {
 		if g.key == k && g.err == nil {
 			return g, nil
 		}
+		g.close()
 	}
 	g := s.load(k)
 	return g, g.err
@@ -88,32 +106,63 @@ func (s *Source) readAhead(at pg.LSN) {
 // load reads a segment from its start as far as the archive has it.
 func (s *Source) load(k key) segment {
 	g := segment{key: k, start: s.inv.ID.SegmentSize.Start(k.number)}
+	if g.file, g.err = newScratch(s.dir); g.err != nil {
+		return g
+	}
+	w := &joiner{file: g.file}
 	for _, o := range s.inv.cover(k) {
-		b, err := read(s.ctx, s.store, s.inv.ID, o)
-		if err != nil {
-			g.err = err
+		w.at = int64(o.from)
+		g.err = read(s.ctx, w, s.store, s.inv.ID, o)
+		if g.err == nil && w.differs {
+			g.err = fmt.Errorf("%w: pieces of segment %s differ at %s", ErrDiverged, s.inv.ID.segmentName(k.timeline, k.number), g.start+pg.LSN(w.where))
+		}
+		if g.err != nil {
+			g.close()
 			return g
 		}
-		// Pieces may overlap: whoever took over an archive uploads again what he isn't sure of.
-		skip := len(g.data) - int(o.from)
-		for i := range skip {
-			if b[i] != g.data[int(o.from)+i] {
-				g.err = fmt.Errorf("%w: pieces of segment %s differ at %s", ErrDiverged, s.inv.ID.segmentName(k.timeline, k.number), o.begin(s.inv.ID.SegmentSize)+pg.LSN(i))
-				return g
-			}
-		}
-		g.data = append(g.data, b[skip:]...)
 	}
 	return g
 }
 
-func read(ctx context.Context, s store.Store, id ID, o object) ([]byte, error) {
+// joiner writes pieces into one file. They may overlap: whoever took over an archive uploads again what he isn't sure of. What is there already is compared.
+type joiner struct {
+	file    *os.File
+	at, end int64
+	differs bool
+	where   int64
+	buf     []byte
+}
+
+func (w *joiner) Write(p []byte) (int, error) {
+	total := len(p)
+	if n := min(w.end-w.at, int64(len(p))); n > 0 {
+		w.buf = slices.Grow(w.buf[:0], int(n))[:n]
+		if _, err := w.file.ReadAt(w.buf, w.at); err != nil {
+			return 0, err
+		}
+		for i := range w.buf {
+			if w.buf[i] != p[i] && !w.differs {
+				w.differs, w.where = true, w.at+int64(i)
+			}
+		}
+		p, w.at = p[n:], w.at+n
+	}
+	n, err := w.file.WriteAt(p, w.at)
+	w.at += int64(n)
+	w.end = max(w.end, w.at)
+	if err != nil {
+		return total - len(p) + n, err
+	}
+	return total, nil
+}
+
+func read(ctx context.Context, w io.Writer, s store.Store, id ID, o object) error {
 	r, err := s.Get(ctx, o.name, 0, -1)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer r.Close()
-	return decompress(id, o, r)
+	return decompress(w, id, o, r)
 }
 
 // ReadHistory reads a timeline's history out of the store. Timeline 1 needs none.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -21,6 +22,7 @@ type backups struct {
 	store    *store.Counter
 	limited  store.Store // for uploads of layers
 	registry registry
+	owner    *backup.Owner
 	source   *backup.Source
 	filler   *backup.Filler
 	uploader *backup.Uploader
@@ -89,7 +91,7 @@ func (f *follower) archive(ctx context.Context, spool *wal.Spool, st state) erro
 	defer h.close()
 	a := archive.New(archive.Options{
 		Store: b.store, ID: archive.ID{SystemID: st.SystemIdentifier, SegmentSize: wal.SegmentSize(st.WALSegmentSize)}, History: st.History,
-		Every: f.n.cfg.ArchiveEvery, Log: f.log, Advance: h.advance,
+		Every: f.n.cfg.ArchiveEvery, Log: f.log, Advance: h.advance, Dir: filepath.Join(f.n.cfg.Data, packDir),
 	})
 	b.mu.Lock()
 	b.archiver = a

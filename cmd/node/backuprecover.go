@@ -53,6 +53,10 @@ func (n *Node) recoverFrom(ctx context.Context, root *backup.Root) error {
 	if err := os.RemoveAll(filepath.Join(n.cfg.Data, spoolDir)); err != nil {
 		return err
 	}
+	// From here on whoever wrote there before writes no more, should it still be there.
+	if err := n.backups.owner.Take(ctx); err != nil {
+		return err
+	}
 	resume, err := backup.RestoreSmall(ctx, n.backups.store, n.store, root)
 	if err != nil {
 		return err
@@ -122,7 +126,7 @@ func (n *Node) recoverSpool(ctx context.Context, root *backup.Root, resume pg.LS
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, spool.Close()) }()
-	src := archive.NewSource(ctx, n.backups.store, inv, root.History)
+	src := archive.NewSource(ctx, n.backups.store, inv, root.History, filepath.Join(n.cfg.Data, packDir))
 	defer src.Close()
 	buf := make([]byte, 1<<20)
 	for at := from; at < end; {
