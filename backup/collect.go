@@ -21,6 +21,8 @@ type Inventory struct {
 	Lists   []*Manifest     // the current manifests
 	Oldest  map[uint32]pg.LSN
 	Strange []string // objects that nobody of this release writes
+	// WALFrom is from where recovery by the newest root would read WAL. 0: there is no root.
+	WALFrom pg.LSN
 	read    map[string]bool
 }
 
@@ -40,7 +42,7 @@ func TakeInventory(ctx context.Context, s store.Store, r Registry, branches []ui
 		case strings.HasPrefix(i.Name, layersDir), strings.HasPrefix(i.Name, manifestsDir):
 			inv.Objects[i.Name] = i
 			inv.Bytes += i.Size
-		case strings.HasPrefix(i.Name, walDir), strings.HasPrefix(i.Name, rootDir):
+		case strings.HasPrefix(i.Name, walDir), strings.HasPrefix(i.Name, rootDir), strings.HasPrefix(i.Name, ownerDir):
 		default:
 			inv.Strange = append(inv.Strange, i.Name)
 		}
@@ -91,6 +93,9 @@ func (inv *Inventory) needRoot(ctx context.Context, s store.Store) error {
 	}
 	for _, b := range root.Branches {
 		for _, have := range b.Manifests {
+			if have.Shard == Small && (inv.WALFrom == 0 || have.LSN < inv.WALFrom) {
+				inv.WALFrom = have.LSN
+			}
 			ref, err := ParseRef(have.Ref)
 			if err != nil {
 				return err
@@ -144,6 +149,7 @@ type Collector struct {
 	// WALFrom is the LSN from which on WAL is needed: that of the oldest layers' end that recovery may go on from. 0: all of it.
 	WALFrom func() pg.LSN
 	Grace   time.Duration
+	Owns    func(ctx context.Context) error // makes sure that the store is this cluster's; nil: it is
 }
 
 // ErrNotLeader means that another node collects.
@@ -154,6 +160,11 @@ func (c *Collector) Collect(ctx context.Context, dryRun bool) (removed []store.I
 	if !c.Registry.Leads() {
 		return nil, ErrNotLeader
 	}
+	if c.Owns != nil {
+		if err := c.Owns(ctx); err != nil {
+			return nil, err
+		}
+	}
 	inv, err := TakeInventory(ctx, c.Store, c.Registry, c.Branches(), c.Shards)
 	if err != nil {
 		return nil, err
@@ -163,7 +174,8 @@ func (c *Collector) Collect(ctx context.Context, dryRun bool) (removed []store.I
 	}
 	list := inv.Orphans(c.Grace, time.Now())
 	if id, ok := c.ID(); ok {
-		old, err := archive.Before(ctx, c.Store, id, c.WALFrom(), time.Now().Add(-c.Grace))
+		// By the root, not by what is current: whoever recovers knows nothing newer.
+		old, err := archive.Before(ctx, c.Store, id, min(c.WALFrom(), inv.WALFrom), time.Now().Add(-c.Grace))
 		if err != nil {
 			return nil, err
 		}
@@ -192,6 +204,11 @@ func (c *Collector) still(ctx context.Context, name string) error {
 	}
 	if !c.Registry.Leads() {
 		return ErrNotLeader
+	}
+	if c.Owns != nil {
+		if err := c.Owns(ctx); err != nil {
+			return err
+		}
 	}
 	for _, b := range c.Branches() {
 		for _, shard := range append(allShards(c.Shards), Small) {

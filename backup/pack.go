@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -60,12 +61,15 @@ func (p *pack) Write(b []byte) (int, error) {
 // length is how much the part has so far.
 func (p *pack) length() int64 { return p.size - p.from }
 
-// upload writes the object and returns its name, in which its content is.
+// upload writes the object and returns its name: with the epoch, what it holds, and a number of this attempt's own. A name is never used twice, not even for
+// the same content: whoever removes what an earlier attempt left, however late, can't hit this one.
 func (p *pack) upload(ctx context.Context, s store.Store, kind string, branch uint32, epoch uint64) (string, error) {
-	name := fmt.Sprintf("%s/%d/%08x-%s", kind, branch, epoch, hex.EncodeToString(p.sum.Sum(nil)[:16]))
+	var once [6]byte
+	rand.Read(once[:]) // never fails
+	name := fmt.Sprintf("%s/%d/%08x-%s-%x", kind, branch, epoch, hex.EncodeToString(p.sum.Sum(nil)[:16]), once)
 	err := s.Put(ctx, name, packBody{p.f, p.size})
 	if errors.Is(err, store.ErrExists) {
-		// The same content under the same name: an attempt whose answer was lost. Its size is held against ours all the same.
+		// The answer to a request of ours was lost, and it was sent again. The size is held against ours all the same.
 		var i store.Info
 		if i, err = s.Stat(ctx, name); err == nil && i.Size != p.size {
 			err = &store.Error{Op: "put", Name: name, Kind: store.ErrCorrupt, Err: fmt.Errorf("it has %d bytes there, %d here", i.Size, p.size)}

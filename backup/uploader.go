@@ -28,17 +28,18 @@ type History interface {
 	ExportSmall(ctx context.Context, branch uint32, from, to pg.LSN, w io.Writer) (chunk.Layer, error)
 }
 
-// Options describe an Uploader. All but Log must be given.
+// Options describe an Uploader. All but Log and Owns must be given.
 type Options struct {
 	Store    store.Store
 	Registry Registry
 	History  History
-	Root     func() (Root, bool) // what of a root the node knows: all but the branches. false: nothing is followed yet
-	Archived func() pg.LSN       // where the WAL in the store ends, on the node that leads: recovery goes on with it behind what is small
-	Hurry    func()              // asks for the newest WAL to be archived
-	Dir      string              // for objects that are being gathered
-	Every    time.Duration       // at most between two uploads while there is something new
-	Bytes    uint64              // of WAL, after which an upload doesn't wait for Every
+	Root     func() (Root, bool)             // what of a root the node knows: all but the branches. false: nothing is followed yet
+	Archived func() pg.LSN                   // where the WAL in the store ends, on the node that leads: recovery goes on with it behind what is small
+	Hurry    func()                          // asks for the newest WAL to be archived
+	Owns     func(ctx context.Context) error // makes sure that the store is this cluster's: Owner.Check
+	Dir      string                          // for objects that are being gathered
+	Every    time.Duration                   // at most between two uploads while there is something new
+	Bytes    uint64                          // of WAL, after which an upload doesn't wait for Every
 	Log      *slog.Logger
 }
 
@@ -224,6 +225,11 @@ func (u *Uploader) behind() (most uint64) {
 
 // upload brings every branch up to date, then says so in a root.
 func (u *Uploader) upload(ctx context.Context) error {
+	if u.opt.Owns != nil {
+		if err := u.opt.Owns(ctx); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for _, b := range u.opt.History.Branches() {
 		if err := u.branch(ctx, b); err != nil {

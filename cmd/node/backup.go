@@ -24,7 +24,7 @@ func (n *Node) startBackups() error {
 	b.source = backup.NewSource(b.store, b.registry)
 	b.filler = &backup.Filler{Source: b.source, Target: n.store, Log: n.cfg.Logger}
 	b.uploader = backup.New(backup.Options{
-		Store: b.limited, Registry: b.registry, History: n.store, Root: n.follow.root, Archived: b.archivedEnd, Hurry: b.hurry,
+		Store: b.limited, Registry: b.registry, History: n.store, Root: n.follow.root, Archived: b.archivedEnd, Hurry: b.hurry, Owns: b.owner.Check,
 		Dir: filepath.Join(n.cfg.Data, packDir), Every: n.cfg.BackupEvery, Bytes: backupBytes, Log: n.cfg.Logger,
 	})
 	return nil
@@ -36,6 +36,9 @@ func (n *Node) openRegistry(ctx context.Context, root *backup.Root) error {
 		return nil
 	}
 	n.backups.registry = &agreed{n}
+	n.backups.owner = &backup.Owner{
+		Store: n.backups.store, ID: n.cluster.State().ID, Name: "cluster " + n.cfg.Cluster + ", node " + n.cfg.Node, Former: func() []string { return n.cluster.State().Former },
+	}
 	if root == nil {
 		return nil
 	}

@@ -38,7 +38,7 @@ func storeStatus(err error) error {
 		return nil
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrThrottled):
 		code = codes.Unavailable
-	case errors.Is(err, backup.ErrNotLeader):
+	case errors.Is(err, backup.ErrNotLeader), errors.Is(err, backup.ErrTaken):
 		code = codes.FailedPrecondition
 	}
 	return status.Error(code, err.Error())
@@ -75,9 +75,12 @@ func (s *backupService) Backups(ctx context.Context, _ *pb.BackupsRequest) (*pb.
 	resp.Usage = &pb.StoreUsage{
 		Puts: u.Puts, Gets: u.Gets, Stats: u.Stats, Deletes: u.Deletes, Lists: u.Lists, Failures: u.Failures, UploadedBytes: u.Uploaded, DownloadedBytes: u.Downloaded,
 	}
-	list, err := b.source.Manifests(ctx, s.n.store.Branches(), s.n.store.Shards())
+	// How far behind the store is must be told above all when the store is away.
+	listCtx, cancel := context.WithTimeout(ctx, manifestsWait)
+	defer cancel()
+	list, err := b.source.Manifests(listCtx, s.n.store.Branches(), s.n.store.Shards())
 	if err != nil {
-		return nil, storeStatus(err)
+		resp.Error = joinText(resp.Error, "what the store has can't be told: "+err.Error())
 	}
 	for _, m := range backup.Summarize(list) {
 		resp.Branches = append(resp.Branches, &pb.BranchBackup{
@@ -85,6 +88,16 @@ func (s *backupService) Backups(ctx context.Context, _ *pb.BackupsRequest) (*pb.
 		})
 	}
 	return resp, nil
+}
+
+// manifestsWait bounds how long a status waits for manifests that aren't known here.
+const manifestsWait = 3 * time.Second
+
+func joinText(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
 }
 
 func (s *backupService) BackupNow(ctx context.Context, _ *pb.BackupNowRequest) (*pb.BackupsResponse, error) {
@@ -115,7 +128,7 @@ func (s *backupService) CollectGarbage(ctx context.Context, req *pb.CollectGarba
 // collector deletes in the store what no recovery needs.
 func (n *Node) collector(b *backups) *backup.Collector {
 	return &backup.Collector{
-		Store: b.store, Registry: b.registry, Branches: n.store.Branches, Shards: n.store.Shards(), ID: n.follow.archiveID, Grace: n.cfg.GCGrace,
+		Store: b.store, Registry: b.registry, Branches: n.store.Branches, Shards: n.store.Shards(), ID: n.follow.archiveID, Grace: n.cfg.GCGrace, Owns: b.owner.Check,
 		WALFrom: func() pg.LSN {
 			// Recovery goes on behind the small layers' end. The segment before is kept too: readers begin at a page's or segment's start.
 			return b.registry.Current(n.follow.main(), backup.Small).LSN

@@ -97,6 +97,11 @@ func (h *History) follow(ctx context.Context, primary *pgtest.Server, o Options)
 	return os.RemoveAll(primary.DataDir())
 }
 
+// Of is the history of a node that others made, with a base backup and WAL for stock servers of the default major. dir is for what is restored.
+func Of(n *nodetest.Node, dir, base, wal string) *History {
+	return &History{Node: n, dir: dir, base: base, wal: wal, major: pgtest.DefaultMajor}
+}
+
 // Close ends the node.
 func (h *History) Close() {
 	if h.Node != nil {
