@@ -54,7 +54,7 @@ func (s *Server) lowLevelBackup(ctx context.Context, dst string) (err error) {
 	if _, err := conn.Exec(ctx, "select pg_backup_start('pgtest', true)"); err != nil {
 		return fmt.Errorf("base backup: %w", err)
 	}
-	if err := copyDataDir(s.data, dst); err != nil {
+	if err := copyDataDir(s.data, dst, true); err != nil {
 		return fmt.Errorf("base backup: %w", err)
 	}
 	label, stop, err := stopBackup(ctx, conn)

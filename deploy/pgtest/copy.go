@@ -43,7 +43,7 @@ func (s *Server) CopyCold(dst string) error {
 	if s.Running() {
 		return errors.New("cold copy: the server runs")
 	}
-	if err := copyDataDir(s.data, dst); err != nil {
+	if err := copyDataDir(s.data, dst, false); err != nil {
 		return err
 	}
 	return s.handOver(dst)
@@ -52,19 +52,20 @@ func (s *Server) CopyCold(dst string) error {
 // spacesOf is where the tablespaces of a copied data directory lie.
 func spacesOf(data string) string { return filepath.Clean(data) + ".tablespaces" }
 
-func copyDataDir(src, dst string) error {
+// copyDataDir copies a data directory with its tablespaces. What a server removes meanwhile, if one runs, is left out, as WAL removes it again.
+func copyDataDir(src, dst string, running bool) error {
 	spaces, err := tablespaces(src)
 	if err != nil {
 		return err
 	}
-	if err := copyTree(src, dst); err != nil {
+	if err := copyTree(src, dst, running); err != nil {
 		return err
 	}
 	for oid, path := range spaces {
 		if err := os.MkdirAll(spacesOf(dst), 0o755); err != nil {
 			return err
 		}
-		if err := copyTree(path, filepath.Join(spacesOf(dst), oid)); err != nil {
+		if err := copyTree(path, filepath.Join(spacesOf(dst), oid), running); err != nil {
 			return err
 		}
 		link := filepath.Join(dst, "pg_tblspc", oid)
@@ -76,9 +77,12 @@ func copyDataDir(src, dst string) error {
 	return nil
 }
 
-// copyTree copies a directory, with links as they are and without sockets. dst must not exist.
-func copyTree(src, dst string) error {
+// copyTree copies a directory, with links as they are and without sockets. dst must not exist. Files may go while they are copied only where running is set.
+func copyTree(src, dst string, running bool) error {
 	err := filepath.WalkDir(src, func(path string, e fs.DirEntry, err error) error {
+		if running && path != src && errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -90,6 +94,9 @@ func copyTree(src, dst string) error {
 		switch e.Type() {
 		case fs.ModeDir:
 			info, err := e.Info()
+			if running && errors.Is(err, fs.ErrNotExist) {
+				return fs.SkipDir
+			}
 			if err != nil {
 				return err
 			}
@@ -101,7 +108,11 @@ func copyTree(src, dst string) error {
 			}
 			return os.Symlink(link, target)
 		case 0:
-			return copyFile(path, target)
+			err := copyFile(path, target)
+			if running && errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
 		default:
 			return nil
 		}

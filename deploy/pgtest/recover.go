@@ -47,7 +47,7 @@ func (s *Server) recoverTo(ctx context.Context, r Recovery) error {
 	if err := s.takeLocations(ctx, r.Locations); err != nil {
 		return err
 	}
-	if err := copyDataDir(r.Base, s.data); err != nil {
+	if err := copyDataDir(r.Base, s.data, false); err != nil {
 		return err
 	}
 	wal, err := filepath.Abs(r.WAL)
