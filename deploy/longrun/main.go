@@ -37,6 +37,7 @@ func main() {
 type options struct {
 	major  int
 	pages  uint64
+	count  uint64
 	budget time.Duration
 	seed   uint64
 	log    string
@@ -54,6 +55,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	f := flag.NewFlagSet("longrun", flag.ContinueOnError)
 	f.IntVar(&o.major, "major", 15, "PostgreSQL major")
 	f.Uint64Var(&o.pages, "pages", 0, "stop when so many pages were compared, those in the log included; 0: when the budget is used up")
+	f.Uint64Var(&o.count, "corpora", 0, "stop when so many corpora were right, those in the log included: five are one of each workload")
 	f.DurationVar(&o.budget, "budget", 0, "start no corpus that would not be done by then; 0: no limit")
 	f.Uint64Var(&o.seed, "seed", 0, "seed of all seeds; 0: a fresh one, which is printed")
 	f.StringVar(&o.log, "log", "", "file that a line for each corpus is appended to")
@@ -61,8 +63,8 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	if o.pages == 0 && o.budget == 0 {
-		return errors.New("neither -pages nor -budget says when to end")
+	if o.pages == 0 && o.count == 0 && o.budget == 0 {
+		return errors.New("none of -pages, -corpora and -budget says when to end")
 	}
 	if o.seed == 0 {
 		o.seed = rand.Uint64() >> 1
@@ -90,8 +92,8 @@ func run(ctx context.Context, o options, log *journal) error {
 	began := time.Now()
 	random := rand.New(rand.NewPCG(o.seed, uint64(o.major)))
 	var longest time.Duration
-	for i := 0; o.pages == 0 || log.pages < o.pages; i++ {
-		if o.budget > 0 && i > 0 && time.Since(began)+longest > o.budget {
+	for i := int(log.corpora); (o.pages == 0 || log.pages < o.pages) && (o.count == 0 || log.corpora < o.count); i++ {
+		if o.budget > 0 && longest > 0 && time.Since(began)+longest > o.budget {
 			break
 		}
 		start := time.Now()
@@ -129,7 +131,7 @@ func (t trial) String() string { return t.text }
 
 // draw makes the i-th trial's choices. The workloads take turns; every setting is drawn by itself.
 func draw(r *rand.Rand, i, major int) trial {
-	turns := []workload.Which{workload.Mixed, workload.Indexes, workload.Mixed, workload.TPCB, hot, workload.Mixed, workload.Concurrent}
+	turns := []workload.Which{workload.Mixed, workload.Indexes, workload.TPCB, hot, workload.Concurrent, workload.Mixed, workload.Mixed}
 	t := trial{which: turns[i%len(turns)], settings: map[string]string{}}
 	t.options = workload.Options{Seed: r.Int64N(1 << 31), Rows: 200 + r.IntN(600), Transactions: 100 + r.IntN(400)}
 	set := func(name string, values ...string) {
