@@ -42,6 +42,7 @@ type options struct {
 	seed   uint64
 	log    string
 	dir    string
+	only   string
 }
 
 func command(ctx context.Context, args []string, out io.Writer) error {
@@ -57,6 +58,7 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	f.Uint64Var(&o.pages, "pages", 0, "stop when so many pages were compared, those in the log included; 0: when the budget is used up")
 	f.Uint64Var(&o.count, "corpora", 0, "stop when so many corpora were right, those in the log included: five are one of each workload")
 	f.DurationVar(&o.budget, "budget", 0, "start no corpus that would not be done by then; 0: no limit")
+	f.StringVar(&o.only, "only", "", "workload of every corpus, large too, which is none of the others; empty: they take turns")
 	f.Uint64Var(&o.seed, "seed", 0, "seed of all seeds; 0: a fresh one, which is printed")
 	f.StringVar(&o.log, "log", "", "file that a line for each corpus is appended to")
 	f.StringVar(&o.dir, "dir", "", "where corpora are made and removed; one that fails is kept. Empty: a temporary directory")
@@ -97,7 +99,7 @@ func run(ctx context.Context, o options, log *journal) error {
 			break
 		}
 		start := time.Now()
-		t := draw(random, i, o.major)
+		t := draw(random, i, o)
 		line, err := t.verify(ctx, o)
 		if ctx.Err() != nil {
 			return errors.Join(context.Cause(ctx), os.RemoveAll(t.dir(o)), log.note("interrupted"))
@@ -130,9 +132,12 @@ type trial struct {
 func (t trial) String() string { return t.text }
 
 // draw makes the i-th trial's choices. The workloads take turns; every setting is drawn by itself.
-func draw(r *rand.Rand, i, major int) trial {
+func draw(r *rand.Rand, i int, o options) trial {
 	turns := []workload.Which{workload.Mixed, workload.Indexes, workload.TPCB, hot, workload.Concurrent, workload.Mixed, workload.Mixed}
 	t := trial{which: turns[i%len(turns)], settings: map[string]string{}}
+	if o.only != "" {
+		t.which = workload.Which(o.only)
+	}
 	t.options = workload.Options{Seed: r.Int64N(1 << 31), Rows: 200 + r.IntN(600), Transactions: 100 + r.IntN(400)}
 	set := func(name string, values ...string) {
 		if v := values[r.IntN(len(values))]; v != "" {
@@ -140,10 +145,10 @@ func draw(r *rand.Rand, i, major int) trial {
 		}
 	}
 	compression := []string{"", "pglz"}
-	if major == 15 {
+	if o.major == 15 {
 		compression = append(compression, "lz4", "zstd")
 	}
-	if major == 14 {
+	if o.major == 14 {
 		compression[1] = "on"
 	}
 	set("wal_compression", compression...)

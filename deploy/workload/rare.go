@@ -5,6 +5,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strconv"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -39,6 +40,15 @@ func Rare(ctx context.Context, s *pgtest.Server) error {
 		}
 	}
 	_, err = s.SQL(ctx, "postgres", "begin", "insert into rr values (301, 'prepared')", "prepare transaction 'rare_stays'")
+	return err
+}
+
+func (r *run) large(ctx context.Context, _ int) error {
+	text, err := rareScripts.ReadFile("rare/50_large.sql")
+	if err != nil {
+		return err
+	}
+	_, err = r.server.Psql(ctx, "postgres", string(text), map[string]string{"tmpcopy": filepath.Join(r.options.Dir, "rows")})
 	return err
 }
 

@@ -20,12 +20,14 @@ type Which string
 
 // Mixed is ordinary DDL and DML on heaps and B-trees beside pgbench, by several sessions at once: transactions of all
 // kinds, vacuum, truncation, databases, tablespaces, sequences. Indexes has the other index methods: hash, GIN, GiST,
-// SP-GiST, BRIN, bloom. Concurrent is the part of Mixed in which sessions lock the same rows. TPCB is pgbench alone.
+// SP-GiST, BRIN, bloom. Concurrent is the part of Mixed in which sessions lock the same rows. TPCB is pgbench alone. Large makes relations of more than a gigabyte and posting trees of
+// three levels: 2 GB of WAL and 6 GB on disk in all.
 const (
 	Mixed      Which = "mixed"
 	Indexes    Which = "indexes"
 	Concurrent Which = "concurrent"
 	TPCB       Which = "tpcb"
+	Large      Which = "large"
 )
 
 //go:embed sql
@@ -95,7 +97,7 @@ func Run(ctx context.Context, s *pgtest.Server, which Which, o Options) (*Result
 		return nil, fmt.Errorf("workload directory: %w", err)
 	}
 	round := map[Which]func(context.Context, int) error{
-		Mixed: r.mixed, Indexes: r.indexes, Concurrent: r.concurrent, TPCB: r.tpcb,
+		Mixed: r.mixed, Indexes: r.indexes, Concurrent: r.concurrent, TPCB: r.tpcb, Large: r.large,
 	}[which]
 	if round == nil {
 		return nil, fmt.Errorf("no workload %q", which)
