@@ -26,8 +26,8 @@ type Changes struct {
 	// Damaged are pages that an unknown or unsupported record touches: they can't be served from here on until an image replaces them.
 	Damaged []DamagedPage
 
-	// Skip, where set, names the pages whose content nobody wants, as another node keeps them: their images are not unpacked, so that an entry of
-	// Pages with KindImage has no Image. Reset keeps it.
+	// Skip, where set, names the pages whose content nobody wants, as another node keeps them. It is asked for each page that a block reference names,
+	// before its content is looked at: images are not unpacked, and the change is marked as Skipped. Reset keeps it.
 	Skip func(key pg.PageKey) bool
 
 	arena []byte // images and parts' main data

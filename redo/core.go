@@ -130,33 +130,31 @@ func recordError(rec *wal.Record, err error) error {
 
 // touchBlock adds what a block reference by itself says: an image to restore, or a delta.
 func touchBlock(rec *wal.Record, blk *wal.Block, m *manager, ch *Changes) error {
-	n := len(ch.Pages)
-	if n < cap(ch.Pages) {
-		ch.Pages = ch.Pages[:n+1]
-	} else {
-		ch.Pages = append(ch.Pages, PageChange{})
-	}
-	c := &ch.Pages[n]
-	*c = PageChange{Key: blk.PageKey} // in place: it is large
+	c := ch.addPage(rec, blk.Spc, blk.DB, blk.Rel, blk.Fork, blk.PageKey.Block)
 	d := &c.Delta
-	d.Major, d.LSN = rec.Major, rec.End
-	d.Rmgr, d.Info, d.XID = rec.Rmgr, rec.Info, rec.XID
-	d.Part, d.Key = blk.ID, blk.PageKey
-	d.Main = rec.Main
-	if m.tags && len(rec.Blocks) > 1 {
-		d.Tags = ch.siblings(rec, blk)
-	}
+	d.XID = rec.XID
+	d.Part = blk.ID
+	d.Main = rec.Main // managers' touch may read it, whoever keeps the page
+	c.Skipped = ch.Skip != nil && ch.Skip(c.Key)
 	if !blk.HasImage || !blk.Image.Apply {
-		d.Data = blk.Data
 		if blk.WillInit {
 			c.Kind = KindInit
 		}
 		c.Zeroed = startsFromZeros(d)
+		if !c.Skipped {
+			d.Data = blk.Data
+			if m.tags && len(rec.Blocks) > 1 {
+				d.Tags = ch.siblings(rec, blk)
+			}
+		}
 		return nil
 	}
 	c.Kind = KindImage
-	if ch.Skip != nil && ch.Skip(c.Key) {
+	if c.Skipped {
 		return nil
+	}
+	if m.tags && len(rec.Blocks) > 1 {
+		d.Tags = ch.siblings(rec, blk)
 	}
 	c.Image = ch.alloc(pg.BlockSize)
 	img := pg.Page(c.Image)
@@ -169,6 +167,25 @@ func touchBlock(rec *wal.Record, blk *wal.Block, m *manager, ch *Changes) error 
 		}
 	}
 	return nil
+}
+
+// addPage adds a change of a page, a delta so far, in place: it is large. The key comes in parts, and its parts are stored one by one, since the processor
+// waits when it reads at once what was just written in pieces.
+func (c *Changes) addPage(rec *wal.Record, spc, db, rel pg.Oid, fork pg.ForkNumber, block pg.BlockNumber) *PageChange {
+	n := len(c.Pages)
+	if n < cap(c.Pages) {
+		c.Pages = c.Pages[:n+1]
+	} else {
+		c.Pages = append(c.Pages, PageChange{})
+	}
+	p := &c.Pages[n]
+	*p = PageChange{}
+	d := &p.Delta
+	p.Key.Spc, p.Key.DB, p.Key.Rel, p.Key.Fork, p.Key.Block = spc, db, rel, fork, block
+	d.Key.Spc, d.Key.DB, d.Key.Rel, d.Key.Fork, d.Key.Block = spc, db, rel, fork, block
+	d.Major, d.LSN = rec.Major, rec.End
+	d.Rmgr, d.Info = rec.Rmgr, rec.Info
+	return p
 }
 
 // damageDeltas turns the deltas of block references that a manager without apply has left into damaged pages.

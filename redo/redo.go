@@ -72,6 +72,8 @@ type PageChange struct {
 	Key   pg.PageKey
 	Delta Delta  // KindDelta, KindInit; borrows the record's and the Changes' memory
 	Image []byte // KindImage: 8192 bytes, LSN set as XLogReadBufferForRedoExtended does, hash/gist after-image redo already done; borrowed from Changes
+	// Skipped: Changes.Skip named the page, so Image, Delta.Data and Delta.Tags are left out.
+	Skipped bool
 	// Optional: a missing page (beyond its fork's size, or all zero) makes the change a no-op instead of an invalid-page reference:
 	// visibility map and FSM changes without a reference.
 	Optional bool

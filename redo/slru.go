@@ -35,14 +35,9 @@ const (
 // addSLRU adds the change of one SLRU page. Its payload is what was appended to the arena since start.
 func (c *Changes) addSLRU(rec *wal.Record, kind Kind, s pg.SLRU, page uint32, start int) {
 	key := pg.SLRUPage(s, page)
-	c.Pages = append(c.Pages, PageChange{
-		Kind: kind,
-		Key:  key,
-		Delta: Delta{
-			Major: rec.Major, LSN: rec.End, Rmgr: rec.Rmgr, Info: rec.Info, // without XID: nobody asks for it
-			Part: PartSLRU, Key: key, Main: c.arena[start:len(c.arena):len(c.arena)],
-		},
-	})
+	p := c.addPage(rec, key.Spc, key.DB, key.Rel, key.Fork, key.Block) // without XID: nobody asks for it
+	p.Kind = kind
+	p.Delta.Part, p.Delta.Main = PartSLRU, c.arena[start:len(c.arena):len(c.arena)]
 }
 
 // touchZeroPage is the ZEROPAGE record of an SLRU: main data is the page number.

@@ -39,9 +39,9 @@ func (c *Changes) clearVMBits(rec *wal.Record, rel pg.RelFileLocator, bits uint8
 		main = append(binary.LittleEndian.AppendUint32(main, b), bits)
 		b = pg.InvalidBlock
 	}
-	c.Pages = append(c.Pages, PageChange{Optional: true, Key: pg.PageKey{RelFork: pg.RelFork{RelFileLocator: rel, Fork: pg.VMFork}, Block: a / vmBlocksPerPage}})
-	p := &c.Pages[len(c.Pages)-1]
-	p.Delta = Delta{Major: rec.Major, LSN: rec.End, Rmgr: rec.Rmgr, Info: rec.Info, XID: rec.XID, Part: PartVMClear, Key: p.Key, Main: main}
+	p := c.addPage(rec, rel.Spc, rel.DB, rel.Rel, pg.VMFork, a/vmBlocksPerPage)
+	p.Optional = true
+	p.Delta.XID, p.Delta.Part, p.Delta.Main = rec.XID, PartVMClear, main
 	if b != pg.InvalidBlock {
 		c.clearVMBits(rec, rel, bits, b, pg.InvalidBlock)
 	}

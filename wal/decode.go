@@ -98,9 +98,7 @@ func Decode(rec *Record, major pg.Major, raw []byte) error {
 type layout struct {
 	total    uint64 // bytes of all parts
 	main     uint64
-	room     []byte            // what follows the record's header
-	rel      pg.RelFileLocator // of the last block header
-	haveRel  bool
+	room     []byte // what follows the record's header
 	lastID   int
 	mainSeen bool
 }
@@ -165,16 +163,18 @@ func (l *layout) block(rec *Record, bits imageBits, b []byte) (rest []byte, err 
 		if len(rest) < 12 {
 			return nil, errShortHeader
 		}
-		l.rel = pg.RelFileLocator{Spc: le.Uint32(rest), DB: le.Uint32(rest[4:]), Rel: le.Uint32(rest[8:])}
-		l.haveRel = true
+		blk.Spc, blk.DB, blk.Rel = le.Uint32(rest), le.Uint32(rest[4:]), le.Uint32(rest[8:])
 		rest = rest[12:]
-	} else if !l.haveRel {
-		return nil, fmt.Errorf("block %d says same relation, but there is none before it", id)
+	} else {
+		if n == 0 {
+			return nil, fmt.Errorf("block %d says same relation, but there is none before it", id)
+		}
+		before := &rec.Blocks[n-1] // copied in the pieces in which it was just written: another way the processor would wait
+		blk.Spc, blk.DB, blk.Rel = before.Spc, before.DB, before.Rel
 	}
 	if len(rest) < 4 {
 		return nil, errShortHeader
 	}
-	blk.RelFileLocator = l.rel
 	blk.PageKey.Block = le.Uint32(rest)
 	l.total += uint64(dataLen) + uint64(imageLen)
 	if l.total > uint64(len(l.room)) {

@@ -258,9 +258,11 @@ func (r *Reader) read() (*Record, error) {
 func (r *Reader) readAt(pos, page pg.LSN) (*Record, error) {
 	room := uint32(page + pg.BlockSize - pos)
 	whole := room >= RecordHeaderSize
-	b, err := r.bytes(pos, int(min(room, RecordHeaderSize)))
-	if err != nil {
-		return nil, err
+	b, err := r.buffered(pos, int(room)), error(nil)
+	if b == nil {
+		if b, err = r.bytes(pos, int(min(room, RecordHeaderSize))); err != nil {
+			return nil, err
+		}
 	}
 	total := binary.LittleEndian.Uint32(b[offTotalLength:])
 	if whole {
@@ -285,9 +287,10 @@ func (r *Reader) readAt(pos, page pg.LSN) (*Record, error) {
 		return r.assemble()
 	}
 	aligned := pg.MaxAlign(total) // within the page, whose length and pos are multiples of 8
-	b, err = r.bytes(pos, int(aligned))
-	if err != nil {
-		return nil, err
+	if uint32(len(b)) < aligned {
+		if b, err = r.bytes(pos, int(aligned)); err != nil {
+			return nil, err
+		}
 	}
 	return r.finish(pos, pos+pg.LSN(aligned), r.pageHeader.Timeline, b[:total:total])
 }
@@ -422,6 +425,14 @@ func (r *Reader) checkHeader(pos pg.LSN, b []byte) error {
 	}
 	if r.prev != 0 && prev != r.prev {
 		return invalid(pos, "the record says that the one before starts at %s, but that is at %s", prev, r.prev)
+	}
+	return nil
+}
+
+// buffered returns n bytes of WAL at LSN at as bytes does, nil if the window doesn't have them.
+func (r *Reader) buffered(at pg.LSN, n int) []byte {
+	if off := at - r.base; at >= r.base && off < pg.LSN(r.filled) && n <= r.filled-int(off) {
+		return r.window[off : int(off)+n]
 	}
 	return nil
 }

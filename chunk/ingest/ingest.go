@@ -57,6 +57,7 @@ type Pipeline struct {
 	changes redo.Changes
 	encoded []byte // scratch
 	batch   pg.LSN // where the uncommitted batch started
+	end     pg.LSN // of the record at hand
 
 	Records uint64 // read so far
 }
@@ -93,6 +94,7 @@ func Open(store *chunk.Store, opts Options) (*Pipeline, error) {
 		w.Close()
 		return nil, err
 	}
+	p.changes.Skip = p.skips
 	return p, nil
 }
 
@@ -204,6 +206,7 @@ func (p *Pipeline) Record(rec *wal.Record) error {
 		return fmt.Errorf("record at %s is of PostgreSQL %d, this branch is of %d", rec.Start, rec.Major, p.opts.Major)
 	}
 	ch := &p.changes
+	p.end = rec.End
 	if err := p.opts.Touch(rec, &p.state, ch); err != nil {
 		return err
 	}
@@ -226,6 +229,12 @@ func (p *Pipeline) Record(rec *wal.Record) error {
 		return p.opts.Watch(rec, ch)
 	}
 	return nil
+}
+
+// skips tells that a page's content is not needed, since other nodes keep it. The writer repeats an error when it is given the record's changes.
+func (p *Pipeline) skips(key pg.PageKey) bool {
+	kept, err := p.w.Keeps(key, p.end)
+	return err != nil || !kept
 }
 
 func (p *Pipeline) unproven(lsn pg.LSN, reason string) {
@@ -317,9 +326,12 @@ func (p *Pipeline) size(s *redo.SizeChange, lsn pg.LSN) error {
 }
 
 func (p *Pipeline) page(c *redo.PageChange, lsn pg.LSN, origin chunk.Origin) error {
-	kept, err := p.w.Keeps(c.Key, lsn)
-	if err != nil {
-		return err
+	kept := !c.Skipped
+	if kept && c.Delta.Part > wal.MaxBlockID { // no block reference names it
+		var err error
+		if kept, err = p.w.Keeps(c.Key, lsn); err != nil {
+			return err
+		}
 	}
 	if c.Kind == redo.KindImage {
 		return p.w.Image(c.Key, lsn, origin, c.Image)

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"everpage/redo"
+	"everpage/wal"
 	"everpage/wal/pg"
 )
 
@@ -35,7 +36,7 @@ func Scan(ctx context.Context, r Reader, state *redo.ControlState, owns func(pg.
 		s.Records++
 		s.Pages += uint64(len(ch.Pages))
 		for i := range ch.Pages {
-			if owns(ch.Pages[i].Key) {
+			if c := &ch.Pages[i]; !c.Skipped && (c.Delta.Part <= wal.MaxBlockID || owns(c.Key)) {
 				s.Owned++
 			}
 		}

@@ -45,7 +45,11 @@ func ShardOf(c Chunk, shards uint32) Shard {
 		kind = uint32(s)
 	}
 	x := uint64(c.Rel)<<32 | uint64(c.Segment)
-	return Shard(mix(mix(x)+uint64(kind)) % uint64(shards))
+	h := mix(mix(x) + uint64(kind))
+	if shards&(shards-1) == 0 { // the same without a division, which every page that WAL names would wait for
+		return Shard(h & uint64(shards-1))
+	}
+	return Shard(h % uint64(shards))
 }
 
 // mix is the finalizer of splitmix64: every input bit moves half the output bits.
