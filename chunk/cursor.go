@@ -46,6 +46,14 @@ func (o *openPack) take(key []byte, hi pg.LSN, value []byte) (err error) {
 	return err
 }
 
+// better tells whether the next version needs nothing under it, unlike that of another pack.
+func (o *openPack) better(other *openPack) bool {
+	return endsWalk(o.value(o.i)) && !endsWalk(other.value(other.i))
+}
+
+// endsWalk tells whether a read needs nothing under a sealed value. One that is malformed does not: that shows when it is taken.
+func endsWalk(sealed []byte) bool { return len(sealed) > 0 && ends(sealed[0]) }
+
 // iterators keeps idle Pebble iterators: making one costs more than a seek. Each pins the tables that it was made over, so those that are out of
 // date are closed when a run or a compaction ends.
 type iterators struct {
@@ -217,7 +225,7 @@ func (r *reader) next() (v version, ok bool, err error) {
 		if err != nil {
 			return v, false, err
 		}
-		if ok && (best < 0 || lsn > v.lsn) {
+		if ok && (best < 0 || lsn > v.lsn || lsn == v.lsn && r.better(r.st.runs[best].value(r.st.runs[best].entry(c.pos[best]).value))) {
 			best = maxRuns
 			v.lsn = lsn
 		}
@@ -251,7 +259,26 @@ func (r *reader) next() (v version, ok bool, err error) {
 	return v, true, nil
 }
 
-// tableVersion finds the tables' newest version that the walk has not passed: pack.go tells why none can be missed.
+// better tells whether the tables' next version needs nothing under it, unlike another one of the same LSN. Where something was collected here or where it
+// came from, an image stands for what is elsewhere a delta, and what that delta needs may be gone.
+func (r *reader) better(other []byte) bool {
+	return !endsWalk(other) && endsWalk(r.table())
+}
+
+// table is the value of the tables' next version; nil if it can't be read, which shows when it is taken.
+func (r *reader) table() []byte {
+	if o := r.cur.next; o != nil {
+		return o.value(o.i)
+	}
+	v, err := r.it.ValueAndErr()
+	if err != nil {
+		return nil
+	}
+	return v
+}
+
+// tableVersion finds the tables' newest version that the walk has not passed: pack.go tells why none can be missed. Of several of one LSN it is one that
+// needs nothing under it, if there is one.
 func (r *reader) tableVersion() (lsn pg.LSN, ok bool, err error) {
 	c := &r.cur
 	c.next = nil
@@ -266,7 +293,7 @@ func (r *reader) tableVersion() (lsn pg.LSN, ok bool, err error) {
 			r.open = r.open[:n]
 			continue
 		}
-		if l := o.lsn(o.i); c.next == nil || l > lsn {
+		if l := o.lsn(o.i); c.next == nil || l > lsn || l == lsn && o.better(c.next) {
 			c.next, lsn = o, l
 		}
 		i++
@@ -281,8 +308,12 @@ func (r *reader) tableVersion() (lsn pg.LSN, ok bool, err error) {
 		}
 	}
 	for c.table == 1 && (c.next == nil || c.tlsn >= lsn) {
-		if c.single {
-			if c.wanted(c.tlsn) && (c.next == nil || c.tlsn > lsn) {
+		whole, err := r.whole()
+		if err != nil {
+			return 0, false, err
+		}
+		if whole {
+			if c.wanted(c.tlsn) && (c.next == nil || c.tlsn > lsn || !endsWalk(c.next.value(c.next.i))) {
 				c.next = nil
 				return c.tlsn, true, nil
 			}
@@ -291,7 +322,7 @@ func (r *reader) tableVersion() (lsn pg.LSN, ok bool, err error) {
 			if err != nil {
 				return 0, false, err
 			}
-			if o != nil && (c.next == nil || o.lsn(o.i) > lsn) {
+			if o != nil && (c.next == nil || o.lsn(o.i) > lsn || o.lsn(o.i) == lsn && o.better(c.next)) {
 				c.next, lsn = o, o.lsn(o.i)
 			}
 		}
@@ -300,6 +331,18 @@ func (r *reader) tableVersion() (lsn pg.LSN, ok bool, err error) {
 		}
 	}
 	return lsn, c.next != nil, nil
+}
+
+// whole tells whether the pair that the iterator is on is one version that needs nothing under it: no other of its LSN can be better.
+func (r *reader) whole() (bool, error) {
+	if !r.cur.single {
+		return false, nil
+	}
+	v, err := r.it.ValueAndErr()
+	if err != nil {
+		return false, r.corrupt(&r.cur.prefix, r.cur.tlsn, err)
+	}
+	return endsWalk(v), nil
 }
 
 // pair takes note of the pair that the iterator was moved to.

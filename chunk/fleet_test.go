@@ -162,7 +162,23 @@ func (x *fleet) fill(k placement.Shard) {
 			continue
 		}
 		if _, err := w.s.ImportLayer(ctx, &b); err != nil {
-			if errors.Is(err, ErrNotHere) && l.Hi < w.s.Coverage(testBranch, k).From {
+			here := w.s.Coverage(testBranch, k)
+			if spec.Chunk != nil {
+				here = w.s.ChunkCoverage(testBranch, *spec.Chunk)
+			}
+			if errors.Is(err, ErrNotHere) && l.Hi < here.From {
+				continue
+			}
+			if errors.Is(err, ErrNotHere) && !here.Complete && l.Lo > here.From { // it must begin anew
+				if err := w.s.Disown(testBranch, k); err != nil {
+					x.t.Fatal(err)
+				}
+				if err := w.s.DropShard(testBranch, k); err != nil {
+					x.t.Fatal(err)
+				}
+				if _, err := w.s.Own(testBranch, k); err != nil {
+					x.t.Fatal(err)
+				}
 				continue
 			}
 			x.t.Fatalf("import of %+v: %v", l, err)

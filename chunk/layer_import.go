@@ -21,6 +21,9 @@ import (
 //
 // What the store has itself it keeps: only versions at or below the LSN beyond which it does are taken, so that the intervals meet. Coverage grows in the
 // same ingested table as the data that makes it true: chunk by chunk while the base layer goes on, if that reaches far enough, and as a whole at the end.
+//
+// A base layer that begins later than what the store has itself doesn't meet that: where the layer has an image, as what was collected leaves it, the store
+// has a delta, and nothing of what that delta needs is in either. Shards and chunks like that must be given up and owned anew first.
 type Import struct {
 	s      *Store
 	b      *branchState
@@ -379,9 +382,15 @@ func (t *trimmer) object(p *prefix) error {
 		t.chunks = append(t.chunks, t.chunk)
 	}
 	t.chunk, t.any = chunk, true
-	t.limit = im.b.cover.Load().chunk(chunk, im.l.Shard).From
+	have := im.b.cover.Load().chunk(chunk, im.l.Shard)
+	if t.limit = have.From; !im.meets(have) {
+		t.limit = 0
+	}
 	return nil
 }
+
+// meets tells whether the layers begin no later than what the store has itself, where that is incomplete.
+func (im *Import) meets(have Coverage) bool { return have.Complete || have.From >= im.l.Lo }
 
 // openTable opens a table that is not the database's.
 func (s *Store) openTable(ctx context.Context, path string) (*sstable.Reader, error) {
@@ -404,7 +413,7 @@ func (s *Store) openTable(ctx context.Context, path string) (*sstable.Reader, er
 func (im *Import) complete(n *cover, changed map[coverKey]bool, k placement.Chunk) {
 	shard := n.shard(im.l.Shard)
 	have := n.chunk(k, im.l.Shard)
-	if im.l.Hi < have.From || have.Complete && have.From <= im.l.Lo {
+	if im.l.Hi < have.From || !im.meets(have) || have.Complete && have.From <= im.l.Lo {
 		return
 	}
 	if shard.Complete && shard.From >= im.l.Lo {
@@ -427,7 +436,7 @@ func (im *Import) Finish() error {
 			return
 		}
 		have := n.shard(im.l.Shard)
-		if have.From > im.l.Hi {
+		if have.From > im.l.Hi || !im.meets(have) {
 			return
 		}
 		if !have.Complete || have.From > im.l.Lo {
@@ -436,7 +445,7 @@ func (im *Import) Finish() error {
 			changed[coverKey{shard: im.l.Shard}] = true
 		}
 		for k, c := range n.chunks {
-			if placement.ShardOf(k, im.s.opt.Shards) != im.l.Shard || c.From > im.l.Hi {
+			if placement.ShardOf(k, im.s.opt.Shards) != im.l.Shard || c.From > im.l.Hi || !im.meets(c) {
 				continue
 			}
 			from := im.l.Lo
@@ -457,6 +466,10 @@ func (im *Import) Finish() error {
 	have := im.s.Coverage(im.l.Branch, im.l.Shard)
 	if im.l.Chunk != nil {
 		have = im.s.ChunkCoverage(im.l.Branch, *im.l.Chunk)
+	}
+	if !im.meets(have) {
+		return fmt.Errorf("import of %s: %w: the layers begin at %s, beyond %s, from where on the store has its own: give that up and own it anew", im.l.what(), ErrNotHere,
+			im.l.Lo, have.From)
 	}
 	if !have.answers(max(im.l.Lo, have.From)) {
 		return fmt.Errorf("import of %s: %w: the layers reach up to %s only, the store has what is beyond %s", im.l.what(), ErrNotHere, im.l.Hi, have.From)

@@ -50,6 +50,14 @@ func (s *Store) Oldest(branch uint32) pg.LSN {
 	return max(p.Consistent, p.Horizon)
 }
 
+// horizon is that of a branch's own versions, 0 if it was never moved.
+func (s *Store) horizon(branch uint32) pg.LSN {
+	if p := s.branch(branch).current(); p != nil {
+		return p.Horizon
+	}
+	return 0
+}
+
 // still tells, once a read has its reader, that nothing it may need was collected before it took it.
 func (s *Store) still(b *branchState, at pg.LSN) error {
 	if p := b.current(); p != nil && !s.above(p, at) {
@@ -226,7 +234,16 @@ func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, cop
 		}
 		if beyond {
 			if ok = false; limit > floor.lsn {
-				if fetched, err = r.fetch(view, line, key, have, limit, at); err != nil {
+				fetched, err = r.fetch(view, line, key, have, limit, at)
+				if h := r.s.horizon(line); err != nil && h > limit && h <= at {
+					// Who has it may have collected up to the horizon. Then what is here itself of that is of no use.
+					if fetched, err = r.fetch(view, line, key, have, h, at); err == nil {
+						for n := len(r.stack); n > 0 && r.stack[n-1].lsn <= h; n = len(r.stack) {
+							r.stack = r.stack[:n-1]
+						}
+					}
+				}
+				if err != nil {
 					return next, 0, false, err
 				}
 				remote = true

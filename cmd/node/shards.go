@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"everpage/chunk"
 	"everpage/cluster"
 	"everpage/cluster/command"
 	"everpage/cluster/placement"
@@ -144,9 +145,18 @@ func (n *Node) takeShard(ctx context.Context, s *cluster.State, branches []uint3
 		if have.Complete {
 			continue
 		}
-		if err := n.pull(ctx, branch, shard, have.From); errors.Is(err, errFromStore) {
+		err := n.pull(ctx, branch, shard, have.From)
+		if errors.Is(err, errCollected) {
+			// This node begins to keep the shard anew: a replica that has all of it has just sent it.
+			var from pg.LSN
+			if from, err = n.ownAnew(branch, shard); err == nil {
+				err = n.pull(ctx, branch, shard, from)
+			}
+		}
+		if errors.Is(err, errFromStore) {
 			return nil
-		} else if err != nil {
+		}
+		if err != nil {
 			return fmt.Errorf("shard %d of branch %d: %w", shard, branch, err)
 		}
 	}
@@ -164,6 +174,20 @@ func (n *Node) takeShard(ctx context.Context, s *cluster.State, branches []uint3
 	return err
 }
 
+// ownAnew gives up what there is of a shard and keeps what WAL brings from here on.
+func (n *Node) ownAnew(branch uint32, shard placement.Shard) (pg.LSN, error) {
+	if err := n.store.Disown(branch, shard); err != nil {
+		return 0, err
+	}
+	if err := n.store.DropShard(branch, shard); err != nil {
+		return 0, err
+	}
+	return n.store.Own(branch, shard)
+}
+
+// errCollected says that a replica has a shard from a later LSN on only than this node has what WAL brought.
+var errCollected = errors.New("what lies between was collected")
+
 // errFromStore says that nobody but the backup has a shard, which is brought from there by itself.
 var errFromStore = errors.New("the shard comes from the backup")
 
@@ -178,6 +202,9 @@ func (n *Node) pull(ctx context.Context, branch uint32, shard placement.Shard, f
 			if err == nil {
 				n.cfg.Logger.Info("a shard is here", "shard", shard, "branch", branch, "of", address, "from", layer.Lo, "to", layer.Hi, "in", time.Since(began).Round(time.Millisecond))
 				return nil
+			}
+			if errors.Is(err, chunk.ErrNotHere) && layer.Lo > from {
+				err = errors.Join(err, errCollected)
 			}
 			errs = append(errs, err)
 			continue
