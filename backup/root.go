@@ -35,6 +35,11 @@ type Root struct {
 	NextTimeline   pg.TimelineID
 
 	Branches []BranchRoot
+
+	// Where the branches' history begins by what was agreed, and how long it is kept.
+	Horizons       map[uint32]pg.LSN `json:",omitempty"`
+	Retention      time.Duration     `json:",omitempty"`
+	RetentionBytes uint64            `json:",omitempty"`
 }
 
 // BranchRoot is a branch in a Root.

@@ -50,6 +50,7 @@ type Uploader struct {
 	roots *rootWriter
 	known map[shardKey]*Manifest // what Current refers to
 	refs  map[shardKey]string
+	most  int                 // layers of a shard
 	root  string              // what the last root said of manifests
 	seen  map[uint32][]pg.LSN // where each branch was resumable, behind what is archived
 
@@ -77,7 +78,7 @@ func New(opt Options) *Uploader {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Uploader{opt: opt, now: make(chan chan error), known: map[shardKey]*Manifest{}, refs: map[shardKey]string{}, seen: map[uint32][]pg.LSN{}}
+	return &Uploader{opt: opt, most: maxLayers, now: make(chan chan error), known: map[shardKey]*Manifest{}, refs: map[shardKey]string{}, seen: map[uint32][]pg.LSN{}}
 }
 
 // Status is how uploading goes now.
@@ -428,35 +429,25 @@ func ReadManifest(ctx context.Context, s store.Store, text string) (*Manifest, e
 	return &m, nil
 }
 
-// How many layers, and how many bytes of deltas against the base's, a shard may have before it gets a new base.
-const (
-	maxLayers = 48
-	minLayers = 8
-)
-
-// rebase tells whether reads and restores of a shard have come to be worth a new base layer.
-func rebase(m *Manifest) bool {
-	if len(m.Layers) < minLayers {
-		return false
-	}
-	return len(m.Layers) >= maxLayers || m.Bytes()-m.Layers[0].Length > 2*m.Layers[0].Length+(16<<20)
-}
-
 // export adds a shard's layer to a pack.
 func (u *Uploader) export(ctx context.Context, p *pack, c *change, to pg.LSN) (err error) {
 	m := c.manifest
 	var l chunk.Layer
 	p.begin()
-	first := len(m.Layers) == 0
+	now, _ := u.opt.History.Progress(m.Branch)
+	keep, base := m.next(now.Horizon, u.most)
+	if m.Layers = m.Layers[:keep]; base {
+		m.Hi = 0
+	} else {
+		m.Hi = m.Layers[keep-1].Hi
+	}
 	switch {
-	case m.Shard == Small && (first || rebase(m)):
+	case m.Shard == Small && base:
 		l, err = u.opt.History.ExportSmall(ctx, m.Branch, 0, to, p)
-		m.Layers, m.Hi = nil, 0
 	case m.Shard == Small:
 		l, err = u.opt.History.ExportSmall(ctx, m.Branch, m.Hi, to, p)
-	case first || rebase(m):
+	case base:
 		l, err = u.opt.History.ExportLayer(ctx, chunk.LayerSpec{Branch: m.Branch, Shard: m.Shard, To: to}, p)
-		m.Layers, m.Hi = nil, 0
 	default:
 		l, err = u.opt.History.ExportLayer(ctx, chunk.LayerSpec{Branch: m.Branch, Shard: m.Shard, From: m.Hi, To: to, Delta: true}, p)
 	}
@@ -539,6 +530,9 @@ func (u *Uploader) writeRoot(ctx context.Context) (err error) {
 		if len(br.Manifests) > 0 {
 			r.Branches = append(r.Branches, br)
 		}
+	}
+	if now, ok := u.opt.Root(); ok { // no manifest that was listed begins beyond this
+		r.Horizons = now.Horizons
 	}
 	text := fmt.Sprintf("%+v", r)
 	if text == u.root {

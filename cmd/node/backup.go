@@ -82,10 +82,16 @@ func (f *follower) root() (backup.Root, bool) {
 	if st.SystemIdentifier == 0 || st.Branch == 0 {
 		return backup.Root{}, false
 	}
-	return backup.Root{
+	s := f.n.cluster.State()
+	r := backup.Root{
 		Cluster: f.n.cfg.Cluster, SystemID: st.SystemIdentifier, Major: st.Major, WALSegmentSize: wal.SegmentSize(st.WALSegmentSize), History: st.History,
-		Conninfo: stream.WithoutPassword(st.Conninfo), Primary: st.Primary, NextTimeline: f.n.cluster.State().NextTimeline,
-	}, true
+		Conninfo: stream.WithoutPassword(st.Conninfo), Primary: st.Primary, NextTimeline: s.NextTimeline,
+		Retention: s.Retention, RetentionBytes: s.RetentionBytes, Horizons: map[uint32]pg.LSN{},
+	}
+	for _, h := range s.Horizons {
+		r.Horizons[h.Branch] = h.Applied
+	}
+	return r, true
 }
 
 // backupLag is how far the store's layers are behind what can be read here.

@@ -101,10 +101,27 @@ func (n *Node) recoverState(ctx context.Context, root *backup.Root, main uint32,
 	if err := n.backups.registry.Restore(ctx, root); err != nil {
 		return err
 	}
+	if err := n.recoverHorizon(ctx, root, main); err != nil {
+		return err
+	}
 	_, err := n.cluster.Propose(ctx, &command.Attach{
 		Conninfo: root.Conninfo, Primary: root.Primary, SystemIdentifier: root.SystemID, Major: root.Major, WALSegmentSize: uint32(root.WALSegmentSize), Importer: n.cluster.ID(),
 	})
 	return err
+}
+
+// recoverHorizon has the new cluster agree on where history begins, and on how long it is kept.
+func (n *Node) recoverHorizon(ctx context.Context, root *backup.Root, main uint32) error {
+	list := []command.Command{&command.SetRetention{Retention: root.Retention, Bytes: root.RetentionBytes}}
+	if h := root.Horizons[main]; h != 0 {
+		list = append(list, &command.PlanHorizon{Branch: main, LSN: h}, &command.ApplyHorizon{Branch: main, LSN: h})
+	}
+	for _, c := range list {
+		if _, err := n.cluster.Propose(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // recoverSpool writes the WAL from which the store must be fed, and all behind it.
