@@ -1,8 +1,10 @@
 package chunk
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 
@@ -143,6 +145,33 @@ func (s *Store) CommitOfXID(branch uint32, xid pg.TransactionID) (c Commit, ok b
 		}
 		if e.XID == xid {
 			return e.Commit, true, nil
+		}
+	}
+}
+
+// Commits calls fn with each commit and abort of a branch that ends beyond an LSN, the newest first.
+func (s *Store) Commits(ctx context.Context, branch uint32, beyond pg.LSN, fn func(Commit) error) error {
+	hi, err := s.readable(branch)
+	if err != nil {
+		return err
+	}
+	r, err := s.reader()
+	if err != nil {
+		return err
+	}
+	defer r.release()
+	p := commitPrefix(branch)
+	for r.seek(&p, hi); ; {
+		v, ok, err := r.next()
+		if err != nil || !ok || v.lsn <= beyond {
+			return err
+		}
+		e, err := getCommit(v.lsn, v.value)
+		if err != nil {
+			return r.corrupt(&p, v.lsn, err)
+		}
+		if err := errors.Join(fn(e.Commit), ctx.Err()); err != nil {
+			return err
 		}
 	}
 }

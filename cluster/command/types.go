@@ -40,13 +40,14 @@ const (
 	kindKeepReplica
 	kindSplitChunk
 	kindUnsplitChunk
+	kindForkBranch
 )
 
 // known are all commands, once each.
 var known = []Command{
 	&MakeCluster{}, &PutNode{}, &SetNodeState{}, &RemoveNode{}, &SetReplicas{}, &Attach{}, &Detach{}, &TakeImport{}, &SetBranch{}, &DropBranches{}, &ReserveTimeline{},
 	&AddReplica{}, &ReplicaReady{}, &DropReplica{}, &OrderReplicas{}, &SetManifest{}, &SetRetention{}, &PlanHorizon{}, &ApplyHorizon{}, &Lease{}, &EndLeases{},
-	&ForgetSlot{}, &Sync{}, &SetHole{}, &LoseReplica{}, &SetStore{}, &KeepReplica{}, &SplitChunk{}, &UnsplitChunk{},
+	&ForgetSlot{}, &Sync{}, &SetHole{}, &LoseReplica{}, &SetStore{}, &KeepReplica{}, &SplitChunk{}, &UnsplitChunk{}, &ForkBranch{},
 }
 
 // types are the known commands by kind.
@@ -136,6 +137,15 @@ type SetBranch struct {
 	Main     bool   // main is this branch from now on
 	// NextTimeline is at least the next timeline id to give out, where a cluster is recovered.
 	NextTimeline pg.TimelineID
+}
+
+// ForkBranch makes the branch of a timeline that the primary went over to, and lets main be it. The result is its number. Every node that sees the switch says
+// so: the first one makes the branch.
+type ForkBranch struct {
+	Parent   uint32 // main until now
+	Fork     pg.LSN // where the parent's timeline was left
+	Timeline pg.TimelineID
+	History  []byte // the .history file of Timeline
 }
 
 // DropBranches forgets all history: the data of every branch and what was followed. Timeline ids given out stay so.
@@ -306,3 +316,4 @@ func (*SetStore) kind() Kind        { return kindSetStore }
 func (*KeepReplica) kind() Kind     { return kindKeepReplica }
 func (*SplitChunk) kind() Kind      { return kindSplitChunk }
 func (*UnsplitChunk) kind() Kind    { return kindUnsplitChunk }
+func (*ForkBranch) kind() Kind      { return kindForkBranch }

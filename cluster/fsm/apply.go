@@ -71,6 +71,8 @@ func (s *State) apply(c command.Command) (any, error) {
 		return nil, s.takeImport(c)
 	case *command.SetBranch:
 		return s.setBranch(c)
+	case *command.ForkBranch:
+		return s.forkBranch(c)
 	case *command.DropBranches:
 		return nil, s.dropBranches()
 	case *command.SetHole:

@@ -75,7 +75,7 @@ func (s *State) setBranch(c *command.SetBranch) (any, error) {
 	s.Branches = slices.Clone(s.Branches)
 	i := slices.IndexFunc(s.Branches, func(b Branch) bool { return b.Number == number })
 	if i < 0 {
-		if len(s.Branches) == 0 && number > s.NextBranch {
+		if c.Imported && number > s.NextBranch {
 			s.NextBranch = number // history that is recovered keeps its numbers
 		}
 		if number != s.NextBranch {
@@ -108,6 +108,41 @@ func (s *State) setBranch(c *command.SetBranch) (any, error) {
 	}
 	s.Follow.Epoch++
 	return number, nil
+}
+
+// forkBranch answers the number of the branch that goes on where the parent's timeline was left.
+func (s *State) forkBranch(c *command.ForkBranch) (any, error) {
+	parent := s.Branch(c.Parent)
+	if c.Parent == 0 || parent == nil {
+		return nil, refuse("branch %d is not there", c.Parent)
+	}
+	for _, b := range s.Branches {
+		if b.Parent == c.Parent && b.Fork == c.Fork && b.Timeline == c.Timeline {
+			return b.Number, nil // said twice, or by another node
+		}
+	}
+	switch {
+	case s.Main != c.Parent:
+		return nil, refuse("main is branch %d by now, not %d", s.Main, c.Parent)
+	case !parent.Imported:
+		return nil, refuse("the base backup of branch %d is not complete", c.Parent)
+	case c.Timeline <= parent.Timeline:
+		return nil, refuse("timeline %d does not follow timeline %d of branch %d", c.Timeline, parent.Timeline, c.Parent)
+	case c.Fork < parent.Start || c.Fork < parent.Fork:
+		return nil, refuse("timeline %d was left at %s, before branch %d begins at %s", parent.Timeline, c.Fork, c.Parent, max(parent.Start, parent.Fork))
+	case len(c.History) == 0:
+		return nil, refuse("timeline %d has no history", c.Timeline)
+	}
+	if h := s.Horizon(c.Parent); c.Fork < h.Planned {
+		return nil, refuse("timeline %d was left at %s, below the horizon of branch %d, which is planned at %s", parent.Timeline, c.Fork, c.Parent, h.Planned)
+	}
+	b := Branch{Number: s.NextBranch, Parent: c.Parent, Fork: c.Fork, Timeline: c.Timeline, History: c.History, Start: parent.Start, Imported: true, Importer: parent.Importer}
+	s.Branches = append(slices.Clone(s.Branches), b)
+	s.NextBranch++
+	s.Main = b.Number
+	s.raiseTimeline(c.Timeline)
+	s.Follow.Epoch++
+	return b.Number, nil
 }
 
 // dropBranches keeps timeline and branch numbers: they are never given again.

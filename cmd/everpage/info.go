@@ -59,12 +59,32 @@ type branchView struct {
 	Horizon          pg.LSN   `json:"horizon_lsn"`
 	Holes            []string `json:"holes"`
 	Unproven         []string `json:"unproven"`
+
+	Parent      uint32     `json:"parent,omitempty"`
+	Fork        pg.LSN     `json:"fork_lsn,omitempty"`
+	Left        pg.LSN     `json:"left_lsn,omitempty"`
+	LostCount   *uint64    `json:"lost_count,omitempty"`
+	LostCommits []lostView `json:"lost_commits,omitempty"`
+}
+
+// lostView is a commit that main does not have since the primary failed over.
+type lostView struct {
+	XID  uint32 `json:"xid"`
+	Time string `json:"time"`
+	LSN  pg.LSN `json:"lsn"`
 }
 
 func branchJSON(b *pb.BranchInfo) branchView {
 	v := branchView{
 		Number: b.Number, Alias: b.Alias, Major: b.Major, SystemIdentifier: strconv.FormatUint(b.SystemIdentifier, 10), Timeline: b.Timeline,
 		Oldest: pg.LSN(b.OldestLsn), Newest: pg.LSN(b.NewestLsn), Planned: pg.LSN(b.PlannedLsn), Horizon: pg.LSN(b.HorizonLsn), Holes: append([]string{}, b.Holes...), Unproven: append([]string{}, b.Unproven...),
+	}
+	v.Parent, v.Fork, v.Left = b.Parent, pg.LSN(b.ForkLsn), pg.LSN(b.LeftLsn)
+	if v.Left != 0 {
+		v.LostCount = &b.LostCount
+	}
+	for _, c := range b.Lost {
+		v.LostCommits = append(v.LostCommits, lostView{XID: c.Xid, Time: formatTime(pg.Timestamp(c.TimeUs)), LSN: pg.LSN(c.Lsn)})
 	}
 	if b.OldestTimeUs != nil {
 		v.OldestTime = formatTime(pg.Timestamp(*b.OldestTimeUs))
@@ -98,6 +118,12 @@ func printInfo(w io.Writer, v infoView) error {
 			}
 			rows = append(rows, []string{"horizon", text})
 		}
+		if b.Parent != 0 {
+			rows = append(rows, []string{"forked off", fmt.Sprintf("branch %d at %s", b.Parent, b.Fork)})
+		}
+		if b.Left != 0 {
+			rows = append(rows, []string{"left by main", fmt.Sprintf("at %s: %d commits beyond it are on this branch only", b.Left, *b.LostCount)})
+		}
 		for _, h := range b.Holes {
 			rows = append(rows, []string{"hole", h})
 		}
@@ -107,12 +133,34 @@ func printInfo(w io.Writer, v infoView) error {
 		if err := columns(w, rows...); err != nil {
 			return err
 		}
+		if err := printLost(w, b); err != nil {
+			return err
+		}
 	}
 	if v.Retention != "" {
 		fmt.Fprintln(w, "retention: "+v.Retention)
 	}
 	for _, note := range v.Notes {
 		fmt.Fprintln(w, note)
+	}
+	return nil
+}
+
+// printLost lists the commits that an asynchronous failover left behind.
+func printLost(w io.Writer, b branchView) error {
+	if len(b.LostCommits) == 0 {
+		return nil
+	}
+	rows := [][]string{{"LOST XID", "COMMITTED", "LSN"}}
+	for _, c := range b.LostCommits {
+		rows = append(rows, []string{strconv.FormatUint(uint64(c.XID), 10), c.Time, c.LSN.String()})
+	}
+	if err := columns(w, rows...); err != nil {
+		return err
+	}
+	if more := *b.LostCount - uint64(len(b.LostCommits)); more > 0 {
+		_, err := fmt.Fprintf(w, "and %d more\n", more)
+		return err
 	}
 	return nil
 }

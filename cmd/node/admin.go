@@ -97,7 +97,7 @@ func dirBytes(dir string) int64 {
 func (a *admin) Info(ctx context.Context, _ *pb.InfoRequest) (*pb.InfoResponse, error) {
 	resp := &pb.InfoResponse{Cluster: a.n.cfg.Cluster, Notes: a.n.walNotes(ctx), Retention: retentionText(a.n.cluster.State())}
 	for _, b := range a.n.store.Branches() {
-		info, err := a.n.branchInfo(b)
+		info, err := a.n.branchInfo(ctx, b)
 		if err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
@@ -106,7 +106,7 @@ func (a *admin) Info(ctx context.Context, _ *pb.InfoRequest) (*pb.InfoResponse, 
 	return resp, nil
 }
 
-func (n *Node) branchInfo(b uint32) (*pb.BranchInfo, error) {
+func (n *Node) branchInfo(ctx context.Context, b uint32) (*pb.BranchInfo, error) {
 	p, _ := n.store.Progress(b)
 	info := &pb.BranchInfo{Number: b, Timeline: p.Timeline, OldestLsn: uint64(n.store.Oldest(b)), NewestLsn: uint64(p.Readable)}
 	h := n.cluster.State().Horizon(b)
@@ -114,10 +114,21 @@ func (n *Node) branchInfo(b uint32) (*pb.BranchInfo, error) {
 	if b == n.follow.main() {
 		info.Alias = "main"
 	}
+	info.Parent, info.ForkLsn = p.Parent, uint64(p.Fork)
+	if at, left := n.follow.left(b); left {
+		list, count, err := lost(ctx, n.store, b, at)
+		if err != nil {
+			return nil, err
+		}
+		info.LeftLsn, info.LostCount = uint64(at), uint64(count)
+		for _, c := range list {
+			info.Lost = append(info.Lost, &pb.LostCommit{Xid: c.XID, TimeUs: int64(c.Time), Lsn: uint64(c.End)})
+		}
+	}
 	if p.Unproven != 0 {
 		info.Unproven = append(info.Unproven, "from "+p.Unproven.String()+" on: "+p.UnprovenReason)
 	}
-	if hole := n.follow.hole(); hole != "" {
+	if hole := n.follow.hole(); hole != "" && info.Alias != "" {
 		info.Holes = append(info.Holes, hole)
 	}
 	note, err := n.pages.note(b)

@@ -40,10 +40,16 @@ func (f *follower) attach(ctx context.Context, conninfo string) error {
 	if err != nil {
 		return err
 	}
-	if st.Conninfo == "" && st.SystemIdentifier == server.SystemID && st.Imported {
-		// A history that was kept goes on. Detaching has dropped the slots; whether the primary still has the WAL in between, the receivers see.
-		for _, slot := range slots {
-			if err := f.ensureSlot(ctx, conninfo, slot); err != nil {
+	if st.SystemIdentifier == server.SystemID && st.Imported {
+		if server.Timeline < st.Timeline {
+			return fmt.Errorf("%w: it is on timeline %d, we follow %d: it is a copy from before the last promotion, or the old primary", stream.ErrTimeline, server.Timeline, st.Timeline)
+		}
+		// A history that was kept goes on, or a standby that was promoted is followed. Detaching has dropped the slots, and a standby never had them; whether
+		// the primary still has the WAL in between, the receivers see.
+		there := st
+		there.Conninfo = conninfo
+		for _, there.Slot = range slots {
+			if err := f.ensureSlot(ctx, there); err != nil {
 				return err
 			}
 		}
@@ -81,22 +87,23 @@ func (f *follower) identify(ctx context.Context, conninfo string) (server stream
 	return server, c.Where(), err
 }
 
-// ensureSlot makes our slot where it is missing. It is called for an import only: later, a slot that is gone means that WAL may be.
-func (f *follower) ensureSlot(ctx context.Context, conninfo, slot string) error {
+// ensureSlot makes our slot, and the one that holds WAL for the store, where they are missing. Where WAL is followed already, a slot that is gone means that WAL
+// may be, too.
+func (f *follower) ensureSlot(ctx context.Context, st state) error {
 	slots, err := f.holdSlots()
 	if err != nil {
 		return err
 	}
-	for _, slot := range append(slots, slot) {
-		if err := ensureSlot(ctx, conninfo, slot); err != nil {
+	for _, slot := range append(slots, st.Slot) {
+		if err := ensureSlot(ctx, st.Conninfo, slot, st.line()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func ensureSlot(ctx context.Context, conninfo, slot string) error {
-	c, err := stream.Connect(ctx, conninfo, stream.Replication, backupName)
+func ensureSlot(ctx context.Context, conninfo, slot string, line stream.Line) error {
+	c, err := stream.ConnectOne(ctx, conninfo, stream.Replication, backupName, line)
 	if err != nil {
 		return err
 	}

@@ -87,7 +87,7 @@ func (f *follower) archive(ctx context.Context, spool *wal.Spool, st state) erro
 	if err != nil {
 		return err
 	}
-	h := &holder{conninfo: st.Conninfo, slot: slot}
+	h := &holder{conninfo: st.Conninfo, slot: slot, line: st.line()}
 	defer h.close()
 	a := archive.New(archive.Options{
 		Store: b.store, ID: archive.ID{SystemID: st.SystemIdentifier, SegmentSize: wal.SegmentSize(st.WALSegmentSize)}, History: st.History,
@@ -147,6 +147,7 @@ func (f *follower) whileLeading(ctx context.Context, fn func(context.Context) er
 // holder moves the hold slot, with which the primary keeps WAL until the store has it.
 type holder struct {
 	conninfo, slot string
+	line           stream.Line
 	conn           *stream.Conn
 	after          time.Time // not to be tried again before
 }
@@ -180,14 +181,14 @@ func (h *holder) advance(ctx context.Context, end pg.LSN) error {
 
 func (h *holder) move(ctx context.Context, end pg.LSN) (err error) {
 	if h.conn == nil {
-		if h.conn, err = stream.Connect(ctx, h.conninfo, stream.SQL, "everpage hold"); err != nil {
+		if h.conn, err = stream.ConnectOne(ctx, h.conninfo, stream.SQL, "everpage hold", h.line); err != nil {
 			return err
 		}
 	}
 	err = stream.AdvanceSlot(ctx, h.conn, h.slot, end)
 	if errors.Is(err, stream.ErrSlotMissing) || errors.Is(err, stream.ErrSlotLost) {
 		// What it would have kept is in the store or in a spool; from here on it keeps again.
-		return ensureSlot(ctx, h.conninfo, h.slot)
+		return ensureSlot(ctx, h.conninfo, h.slot, h.line)
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"everpage/backup"
 	"everpage/backup/archive"
@@ -45,7 +46,7 @@ func (n *Node) recoverRoot(ctx context.Context) (*backup.Root, error) {
 
 // recoverFrom makes a data directory out of the store: what is small, and the spool. The pages come behind, or when they are asked for.
 func (n *Node) recoverFrom(ctx context.Context, root *backup.Root) error {
-	for _, b := range n.store.Branches() { // what an interrupted attempt left
+	for _, b := range slices.Backward(n.store.Branches()) { // what an interrupted attempt left
 		if err := n.store.DropBranch(b); err != nil {
 			return err
 		}

@@ -38,6 +38,10 @@ func (s *nodeService) FetchLayer(r *pb.FetchLayerRequest, out pb.NodeService_Fet
 		return err
 	}
 	ctx := out.Context()
+	if p, _ := s.n.store.Progress(r.Branch); r.Branch != s.n.follow.main() && p.Readable < pg.LSN(r.Hi) {
+		// What main left grows no more, but for what other nodes have.
+		return status.Error(codes.NotFound, fmt.Sprintf("node %s has branch %d up to %s only", s.n.cfg.Node, r.Branch, p.Readable))
+	}
 	if err := s.n.store.Wait(ctx, r.Branch, pg.LSN(r.Hi)); err != nil {
 		return fetchError(err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -50,7 +49,8 @@ type follower struct {
 	message               string
 	warnings              []string
 	imported, importTotal int64
-	spool                 *wal.Spool
+	spool                 *wal.Spool            // of the branch that is followed
+	spools                map[uint32]*wal.Spool // that other nodes may read, by branch
 	receiver              *stream.Receiver
 	changed               chan struct{} // closed and replaced when st changes
 	idle                  chan struct{} // closed while nothing is followed: detach waits for it
@@ -62,7 +62,7 @@ type follower struct {
 func newFollower(n *Node) (*follower, error) {
 	idle := make(chan struct{})
 	close(idle)
-	f := &follower{n: n, log: n.cfg.Logger, current: stateDetached, changed: make(chan struct{}), idle: idle}
+	f := &follower{n: n, log: n.cfg.Logger, current: stateDetached, changed: make(chan struct{}), idle: idle, spools: map[uint32]*wal.Spool{}}
 	return f, f.refresh(n.cluster.State())
 }
 
@@ -187,18 +187,16 @@ func (f *follower) needsDecision(err error) bool {
 	return stream.Refused(err) || errors.As(err, &corrupt) || errors.Is(err, errIngest)
 }
 
-// followOnce imports if needed, then streams and ingests until something fails.
+// followOnce brings what is missing here, then streams and ingests until something fails.
 func (f *follower) followOnce(ctx context.Context, st state) error {
 	var pending *pendingImport
 	if err := f.dropStale(ctx); err != nil {
 		return err
 	}
-	_, here := f.n.store.Progress(st.Branch)
 	switch {
-	case st.Imported && here:
 	case st.Imported:
-		f.use(0)
-		if err := f.copySmall(ctx, st); err != nil {
+		f.use(st.Branch)
+		if err := f.arrive(ctx, st); err != nil {
 			return err
 		}
 	case !st.Mine:
@@ -211,6 +209,11 @@ func (f *follower) followOnce(ctx context.Context, st state) error {
 		defer pending.close()
 	}
 	f.use(st.Branch)
+	return f.followBranch(ctx, st, pending)
+}
+
+// followBranch receives and ingests one branch, for ever or as far as st says.
+func (f *follower) followBranch(ctx context.Context, st state, pending *pendingImport) error {
 	spool, first, err := f.openSpool(st, pending)
 	if err != nil {
 		return err
@@ -219,7 +222,7 @@ func (f *follower) followOnce(ctx context.Context, st state) error {
 	sink := &sink{spool: spool, history: st.History, first: first, applied: func() pg.LSN { return f.applied(st.Branch) }}
 	receiver, err := stream.NewReceiver(stream.ReceiverOptions{
 		Conninfo: st.Conninfo, Name: st.Node, Slot: st.Slot, SystemID: st.SystemIdentifier, Major: st.Major, SegmentSize: wal.SegmentSize(st.WALSegmentSize),
-		OnState: f.receiverState,
+		Newest: st.Newest, OnState: f.receiverState,
 	}, sink)
 	if err != nil {
 		return err
@@ -232,66 +235,16 @@ func (f *follower) followOnce(ctx context.Context, st state) error {
 		f.spool, f.receiver = nil, nil
 		f.mu.Unlock()
 	}()
+	defer f.lend(st.Branch, spool)()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return f.receiveOrFetch(ctx, receiver, spool, st, first) })
 	g.Go(func() error { return f.ingest(ctx, spool, st, pending, receiver.Notify) })
 	g.Go(func() error { return f.tend(ctx, spool, st.Branch) })
 	g.Go(func() error { return f.archive(ctx, spool, st) })
+	if st.Until == 0 {
+		g.Go(func() error { return f.keepTails(ctx, st) })
+	}
 	return g.Wait()
-}
-
-// refusedWait is how long until a server that was refused is asked again.
-const refusedWait = 5 * time.Second
-
-// receive streams until ctx ends or the spool fails. A server that is refused, or has left our timeline, ends nothing else: what was received before is still
-// ingested. It is asked again, slowly: the address may be given back to the right server.
-func (f *follower) receive(ctx context.Context, receiver *stream.Receiver, spool *wal.Spool, st state, first pg.LSN) error {
-	for {
-		err := receiver.Run(ctx)
-		var end *stream.EndOfTimeline
-		var sink *stream.SinkError
-		if ctx.Err() != nil || errors.As(err, &sink) || !errors.As(err, &end) && !stream.Refused(err) {
-			return err
-		}
-		if (errors.Is(err, stream.ErrSlotMissing) || errors.Is(err, stream.ErrSlotLost)) && len(f.n.others()) > 0 {
-			// The leader may have dropped it while this node was gone. What the primary no longer has, the others have.
-			f.log.Warn("the slot is made anew", "slot", st.Slot, "error", err)
-			if err := errors.Join(f.fill(ctx, spool, st.Branch, first), f.ensureSlot(ctx, st.Conninfo, st.Slot)); err != nil {
-				f.log.Warn("the slot could not be made anew", "error", err)
-			}
-		}
-		f.set(stateStopped, err.Error())
-		f.log.Error("the primary can't be followed", "error", err, "retry_in", refusedWait)
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(refusedWait):
-		}
-	}
-}
-
-// openSpool opens the spool of the followed timeline. first is where receiving starts if it holds nothing.
-func (f *follower) openSpool(st state, pending *pendingImport) (*wal.Spool, pg.LSN, error) {
-	opts := wal.SpoolOptions{
-		Dir: filepath.Join(f.n.cfg.Data, spoolDir), SegmentSize: wal.SegmentSize(st.WALSegmentSize), Major: st.Major, SystemID: st.SystemIdentifier,
-		History: st.History,
-	}
-	var start pg.LSN
-	if pending != nil {
-		start = pending.start
-	} else {
-		durable, _ := f.n.store.Durable(st.Branch)
-		start = durable.Resume
-		opts.From, opts.AtLeast = durable.Resume, durable.Resume
-		if f.copied(st.Branch, durable.Resume) {
-			opts.From, opts.AtLeast = 0, 0
-		}
-	}
-	spool, err := wal.OpenSpool(opts)
-	if err != nil {
-		return nil, 0, err
-	}
-	return spool, opts.SegmentSize.Start(opts.SegmentSize.Number(start)), nil
 }
 
 // applied is the LSN up to which pages can be read.
@@ -365,7 +318,10 @@ func (f *follower) status() *pb.FollowStatus {
 }
 
 // behind says which link keeps an LSN from being readable; lsn 0 asks about the consistency point.
-func (f *follower) behind(_ uint32, lsn pg.LSN) string {
+func (f *follower) behind(branch uint32, lsn pg.LSN) string {
+	if at, left := f.left(branch); left {
+		return fmt.Sprintf("the primary left branch %d at %s, and of what lies beyond nothing was received behind %s", branch, at, f.applied(branch))
+	}
 	s := f.status()
 	primary, received, readable := pg.LSN(s.PrimaryLsn), pg.LSN(s.ReceivedLsn), pg.LSN(s.ReadableLsn)
 	switch {
@@ -385,11 +341,28 @@ func (f *follower) behind(_ uint32, lsn pg.LSN) string {
 	return fmt.Sprintf("the primary is not streaming (%s), WAL is received up to %s", s.Message, received)
 }
 
-// history is the descent of the followed timeline.
-func (f *follower) history() wal.History {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.st.History
+// history is the descent of a timeline that a branch goes through.
+func (f *follower) history(branch uint32, tli pg.TimelineID) (wal.History, bool) {
+	b := f.n.cluster.State().Branch(branch)
+	if b == nil {
+		return wal.History{}, false
+	}
+	h, err := historyOf(b)
+	if err != nil || !h.Member(tli) {
+		return wal.History{}, false
+	}
+	if i := slices.IndexFunc(h.Parents, func(e wal.HistoryEntry) bool { return e.Timeline == tli }); i >= 0 {
+		h = wal.History{Timeline: tli, Parents: h.Parents[:i]}
+	}
+	return h, true
+}
+
+// parent tells what a branch forked off, and where; 0 if it did not.
+func (f *follower) parent(branch uint32) (uint32, pg.LSN) {
+	if b := f.n.cluster.State().Branch(branch); b != nil && branch != 0 {
+		return b.Parent, b.Fork
+	}
+	return 0, 0
 }
 
 // hole tells a hole in the history that is known, "" if there is none.
@@ -435,14 +408,4 @@ func (m *meter) perSecond() float64 {
 func (f *follower) wake() {
 	close(f.changed)
 	f.changed = make(chan struct{})
-}
-
-// spoolOf is the open spool of a branch, nil if there is none now.
-func (f *follower) spoolOf(branch uint32) *wal.Spool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.using != branch {
-		return nil
-	}
-	return f.spool
 }

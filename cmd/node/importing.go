@@ -56,10 +56,10 @@ func (f *follower) runImport(ctx context.Context, st *state) (pending *pendingIm
 	if err := os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir)); err != nil {
 		return nil, err
 	}
-	if err := f.ensureSlot(ctx, st.Conninfo, st.Slot); err != nil {
+	if err := f.ensureSlot(ctx, *st); err != nil {
 		return nil, err
 	}
-	conn, err := stream.Connect(ctx, st.Conninfo, stream.Replication, backupName)
+	conn, err := stream.ConnectOne(ctx, st.Conninfo, stream.Replication, backupName, st.line())
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (f *follower) runImport(ctx context.Context, st *state) (pending *pendingIm
 func (f *follower) adopt(ctx context.Context, st *state, b stream.BackupStart) error {
 	history := wal.History{Timeline: b.Timeline}
 	if b.Timeline > 1 {
-		c, err := stream.Connect(ctx, st.Conninfo, stream.Replication, backupName)
+		c, err := stream.ConnectOne(ctx, st.Conninfo, stream.Replication, backupName, stream.Line{SystemID: b.Server.SystemID, Timeline: b.Timeline})
 		if err != nil {
 			return err
 		}
@@ -176,7 +176,7 @@ func (f *follower) dropStale(ctx context.Context) error {
 		return err
 	}
 	s := f.n.cluster.State()
-	for _, b := range stale(s) {
+	for _, b := range slices.Backward(stale(s)) { // a branch after those that forked off it
 		f.log.Info("history that the cluster no longer has is removed", "branch", b)
 		if err := f.n.store.DropBranch(b); err != nil {
 			return err

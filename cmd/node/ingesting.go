@@ -72,6 +72,9 @@ func (f *follower) ingestFrom(ctx context.Context, spool *wal.Spool, st state, n
 			}
 			st.Imported = true
 		}
+		if st.Until != 0 && now >= st.Until {
+			return errReached
+		}
 		if err := spool.WaitDurable(ctx, r.Received()); err != nil {
 			return err
 		}

@@ -98,7 +98,7 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 		return errors.Join(err, listener.Close())
 	}
 	n.usage = newUsage(n.store.Shards())
-	n.pages = &pages{store: n.store, usage: n.usage, segmentBlocks: cfg.SegmentBlocks, behind: n.follow.behind, history: n.follow.history, main: n.follow.main}
+	n.pages = &pages{store: n.store, usage: n.usage, segmentBlocks: cfg.SegmentBlocks, behind: n.follow.behind, history: n.follow.history, main: n.follow.main, parent: n.follow.parent}
 	if err := n.startBackups(); err != nil {
 		return errors.Join(err, listener.Close())
 	}

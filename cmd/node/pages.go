@@ -32,8 +32,10 @@ type pages struct {
 	segmentBlocks uint32
 	// behind explains why an LSN is not readable yet: which link is behind.
 	behind func(branch uint32, lsn pg.LSN) string
-	// history is the descent of the followed timeline.
-	history func() wal.History
+	// history is the descent of a timeline that a branch goes through.
+	history func(branch uint32, tli pg.TimelineID) (wal.History, bool)
+	// parent tells what a branch forked off and where.
+	parent func(branch uint32) (uint32, pg.LSN)
 }
 
 func (p *pages) branch(n uint32) uint32 {
@@ -77,9 +79,22 @@ func noData(branch uint32) error {
 func (p *pages) Position(ctx context.Context, at pageapi.Position, wait time.Duration) (pageapi.Position, error) {
 	at.Branch = p.branch(at.Branch)
 	progress, ok := p.store.Progress(at.Branch)
+	if !ok {
+		parent, fork := p.parent(at.Branch)
+		switch {
+		case parent == 0:
+			return at, noData(at.Branch)
+		case at.LSN != 0 && at.LSN <= fork: // the same there
+			at.Branch = parent
+			return p.Position(ctx, at, wait)
+		}
+		// The primary has just failed over. What is newest must not be answered from the timeline that it left.
+		if err := p.forked(ctx, at.Branch, fork, wait); err != nil {
+			return at, err
+		}
+		progress, _ = p.store.Progress(at.Branch)
+	}
 	switch {
-	case !ok:
-		return at, noData(at.Branch)
 	case at.LSN == 0 && progress.Consistent == 0:
 		return at, pageapi.Errorf(pageapi.OutOfWindow, "branch %d is not consistent yet: %s", at.Branch, p.behind(at.Branch, 0))
 	case at.LSN == 0:
@@ -110,6 +125,17 @@ func (p *pages) Position(ctx context.Context, at pageapi.Position, wait time.Dur
 // tooOld refuses what lies below the horizon.
 func tooOld(at pageapi.Position, oldest pg.LSN) error {
 	return pageapi.Errorf(pageapi.OutOfWindow, "%s is before the oldest readable LSN of branch %d, which is %s", at.LSN, at.Branch, oldest)
+}
+
+// forked waits until a branch is here that forks off another one.
+func (p *pages) forked(ctx context.Context, branch uint32, fork pg.LSN, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	err := p.store.Wait(ctx, branch, fork)
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return pageapi.Errorf(pageapi.Unavailable, "branch %d is not here yet: the primary went over to it at %s, up to which the old timeline is being read; LSNs up to there are answered", branch, fork)
+	}
+	return coded(err)
 }
 
 func (p *pages) Page(ctx context.Context, at pageapi.Position, key pg.PageKey, dst []byte) error {
@@ -227,7 +253,7 @@ func (p *pages) State(ctx context.Context, at pageapi.Position) (*pageapi.Cluste
 	}
 	control.Fill(&file)
 	st := &pageapi.ClusterState{LSN: at.LSN, Cluster: datadir.Cluster{Control: file}}
-	if h := p.history(); h.Timeline == control.Timeline && len(h.Parents) > 0 {
+	if h, ok := p.history(at.Branch, control.Timeline); ok && len(h.Parents) > 0 {
 		st.TimelineHistory = h.Format()
 	} else if control.Timeline > 1 {
 		return nil, pageapi.Errorf(pageapi.Internal, "the history of timeline %d is not known", control.Timeline)
@@ -286,12 +312,22 @@ var objectReaders = map[redo.MetaKind]func(c *datadir.Cluster, id [2]uint32, val
 
 func (p *pages) Map() *placement.Map { return p.maps.Load() }
 
+// resolveWait is how long a target waits for a branch that is about to be here.
+const resolveWait = 5 * time.Second
+
 // Resolve turns a target into an LSN.
-func (p *pages) Resolve(_ context.Context, t pageapi.Target) (*pageapi.Resolution, error) {
+func (p *pages) Resolve(ctx context.Context, t pageapi.Target) (*pageapi.Resolution, error) {
 	branch := p.branch(t.Branch)
 	progress, ok := p.store.Progress(branch)
 	if !ok {
-		return nil, noData(branch)
+		parent, fork := p.parent(branch)
+		if parent == 0 {
+			return nil, noData(branch)
+		}
+		if err := p.forked(ctx, branch, fork, resolveWait); err != nil {
+			return nil, err
+		}
+		progress, _ = p.store.Progress(branch)
 	}
 	if progress.Consistent == 0 {
 		return nil, pageapi.Errorf(pageapi.OutOfWindow, "branch %d can't be read yet: %s", branch, p.behind(branch, 0))

@@ -32,7 +32,7 @@ func (f *follower) receiveOrFetch(ctx context.Context, receiver *stream.Receiver
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		for ctx.Err() == nil {
-			if f.direct() {
+			if f.direct() || st.Until != 0 {
 				if err := f.receiveWhile(ctx, receiver, spool, st, first); err != nil {
 					return err
 				}
@@ -83,6 +83,9 @@ func (f *follower) watchDirect(ctx context.Context, direct bool) (context.Contex
 
 // receiveWhile receives from the primary for as long as this node is to.
 func (f *follower) receiveWhile(ctx context.Context, receiver *stream.Receiver, spool *wal.Spool, st state, first pg.LSN) error {
+	if st.Until != 0 { // the rest of a timeline that was left: whoever has it will do
+		return f.receive(ctx, receiver, spool, st, first)
+	}
 	watched, stop := f.watchDirect(ctx, true)
 	defer stop()
 	err := f.receive(watched, receiver, spool, st, first)
@@ -115,7 +118,7 @@ func (f *follower) fetchWhile(ctx context.Context, spool *wal.Spool, st state, f
 	}
 	// Whoever receives itself from now on needs a slot.
 	if ctx.Err() == nil && f.direct() {
-		if err := f.ensureSlot(ctx, st.Conninfo, st.Slot); err != nil {
+		if err := f.ensureSlot(ctx, st); err != nil {
 			f.warn("the slot could not be made: " + err.Error())
 		}
 	}
@@ -132,7 +135,7 @@ func (f *follower) exchange(ctx context.Context, receiver *stream.Receiver, spoo
 			return context.Cause(ctx)
 		case <-tick.C:
 		}
-		if receiver.Status().State == stream.Streaming || !f.direct() || spool.Written() == 0 {
+		if receiver.Status().State == stream.Streaming || !f.direct() && st.Until == 0 || spool.Written() == 0 {
 			continue
 		}
 		err := f.fill(ctx, spool, st.Branch, first)
@@ -144,4 +147,60 @@ func (f *follower) exchange(ctx context.Context, receiver *stream.Receiver, spoo
 			return spoolErr
 		}
 	}
+}
+
+// refusedWait is how long until a server that was refused is asked again.
+const refusedWait = 5 * time.Second
+
+// receive streams until ctx ends or the spool fails. A server that is refused, or has left our timeline, ends nothing else: what was received before is still
+// ingested. It is asked again, slowly: the address may be given back to the right server.
+func (f *follower) receive(ctx context.Context, receiver *stream.Receiver, spool *wal.Spool, st state, first pg.LSN) error {
+	for {
+		err := receiver.Run(ctx)
+		var end *stream.EndOfTimeline
+		var sink *stream.SinkError
+		ended := errors.As(err, &end)
+		if ctx.Err() != nil || errors.As(err, &sink) || !ended && !stream.Refused(err) {
+			return err
+		}
+		wait := refusedWait
+		switch {
+		case ended && st.Until == 0:
+			err = f.switched(ctx, st, end)
+		case ended && end.Switch >= st.Until: // all that is wanted of it is here
+			err, wait = nil, leadEvery
+		case errors.Is(err, stream.ErrSlotMissing) || errors.Is(err, stream.ErrSlotLost):
+			var again bool
+			if again, err = f.slotGone(ctx, receiver, spool, st, first, err); again {
+				continue
+			}
+		}
+		if err != nil {
+			f.set(stateStopped, err.Error())
+			f.log.Error("the primary can't be followed", "error", err, "retry_in", wait)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
+		}
+	}
+}
+
+// slotGone makes the slot anew where the WAL in between is to be had: a standby that was promoted never had it, and the leader drops those of nodes that are away.
+func (f *follower) slotGone(ctx context.Context, receiver *stream.Receiver, spool *wal.Spool, st state, first pg.LSN, reason error) (again bool, err error) {
+	promoted := receiver.Status().Server.Timeline > st.Timeline || f.copied(st.Branch, f.applied(st.Branch))
+	if !promoted && len(f.n.others()) == 0 {
+		return false, reason
+	}
+	f.log.Warn("the slot is made anew", "slot", st.Slot, "error", reason)
+	var errs []error
+	if !promoted { // what the primary no longer has, the others have
+		errs = append(errs, f.fill(ctx, spool, st.Branch, first))
+	}
+	if err := errors.Join(append(errs, f.ensureSlot(ctx, st))...); err != nil {
+		f.log.Warn("the slot could not be made anew", "error", err)
+		return false, errors.Join(reason, err)
+	}
+	return promoted, reason
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"everpage/pageapi"
 	pb "everpage/pageapi/pagepb/everpage/v1"
@@ -14,14 +15,31 @@ import (
 	"everpage/wal/pg"
 )
 
-// copySmall makes the branch here of what every node keeps whole, from a node that has it. The slot is made before, so that the primary keeps the WAL that
-// comes behind.
-func (f *follower) copySmall(ctx context.Context, st state) error {
+// copySmall makes branches here of what every node keeps whole, from nodes that have it, each after the one that it forked off. The slot is made before, so that
+// the primary keeps the WAL that comes behind.
+func (f *follower) copySmall(ctx context.Context, line []state) error {
 	f.set(stateImporting, "")
-	if err := os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir)); err != nil {
+	if len(f.n.store.Branches()) == 0 {
+		if err := os.RemoveAll(filepath.Join(f.n.cfg.Data, spoolDir)); err != nil {
+			return err
+		}
+	}
+	if err := f.ensureSlot(ctx, line[len(line)-1]); err != nil {
 		return err
 	}
-	if err := f.ensureSlot(ctx, st.Conninfo, st.Slot); err != nil {
+	for _, st := range line {
+		if _, here := f.n.store.Progress(st.Branch); here {
+			continue
+		}
+		if err := f.copyBranch(ctx, st); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *follower) copyBranch(ctx context.Context, st state) error {
+	if err := removeTimeline(filepath.Join(f.n.cfg.Data, spoolDir), st); err != nil {
 		return err
 	}
 	var errs []error
@@ -112,7 +130,7 @@ func (f *follower) fillFrom(ctx context.Context, spool *wal.Spool, branch uint32
 	}
 }
 
-// spoolStart says from where on this node has WAL of a branch that it copied. It is the file copied.json.
+// spoolStart says from where on this node has WAL of a branch that it copied, or that forked off here. The file copied.json lists them.
 type spoolStart struct {
 	Branch uint32 `json:"branch"`
 	At     pg.LSN `json:"at"`
@@ -120,8 +138,20 @@ type spoolStart struct {
 
 const copiedFile = "copied.json"
 
+func (f *follower) readCopied() (list []spoolStart) {
+	b, err := os.ReadFile(filepath.Join(f.n.cfg.Data, copiedFile))
+	if err == nil {
+		err = json.Unmarshal(b, &list)
+	}
+	if err != nil {
+		return nil
+	}
+	return list
+}
+
 func (f *follower) markCopy(s spoolStart) error {
-	b, err := json.Marshal(s)
+	list := slices.DeleteFunc(f.readCopied(), func(x spoolStart) bool { return x.Branch == s.Branch })
+	b, err := json.Marshal(append(list, s))
 	if err != nil {
 		return err
 	}
@@ -135,9 +165,7 @@ func (f *follower) markCopy(s spoolStart) error {
 	return syncDir(f.n.cfg.Data)
 }
 
-// copied tells whether the branch was copied up to at, so that nothing of its WAL before that was ever relied on here.
+// copied tells whether the branch began here at at, so that nothing of its WAL before that was ever relied on here.
 func (f *follower) copied(branch uint32, at pg.LSN) bool {
-	b, err := os.ReadFile(filepath.Join(f.n.cfg.Data, copiedFile))
-	var s spoolStart
-	return err == nil && json.Unmarshal(b, &s) == nil && s == spoolStart{branch, at}
+	return slices.Contains(f.readCopied(), spoolStart{branch, at})
 }

@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"everpage/cluster"
+	"everpage/cluster/fsm"
 	"everpage/wal"
 	"everpage/wal/pg"
 	"everpage/wal/stream"
@@ -29,11 +31,15 @@ type state struct {
 	// The branch that main names.
 	Branch   uint32
 	Timeline pg.TimelineID
-	History  wal.History // of Timeline
-	Imported bool        // its base backup is complete
-	Importer string      // id of the node that takes the base backup which is not there yet
-	Mine     bool        // that is this node
-	Start    pg.LSN      // of the base backup
+	History  wal.History   // of Timeline
+	Imported bool          // its base backup is complete
+	Importer string        // id of the node that takes the base backup which is not there yet
+	Mine     bool          // that is this node
+	Start    pg.LSN        // of the base backup
+	Parent   uint32        // the branch that it forked off, 0: it began with the base backup
+	Fork     pg.LSN        // where
+	Newest   pg.TimelineID // of the branch that main names: servers on an older one are not asked
+	Until    pg.LSN        // it is followed up to here only, where another branch forks off; 0: for ever
 }
 
 // viewOf picks out of the cluster's state what following needs.
@@ -51,14 +57,47 @@ func viewOf(cfg *Config, id string, s *cluster.State) (state, error) {
 	if b == nil {
 		return st, nil
 	}
-	st.Branch, st.Timeline, st.Imported, st.Start = b.Number, b.Timeline, b.Imported, b.Start
-	st.History = wal.History{Timeline: b.Timeline}
-	if len(b.History) > 0 {
-		if st.History, err = wal.ParseHistory(b.Timeline, b.History); err != nil {
-			return st, fmt.Errorf("branch %d: %w", b.Number, err)
+	st.Newest = b.Timeline
+	return st.of(b)
+}
+
+// line is what servers must be on.
+func (s state) line() stream.Line {
+	return stream.Line{SystemID: s.SystemIdentifier, Timeline: s.Newest}
+}
+
+// of is the state for another branch of the same cluster.
+func (s state) of(b *fsm.Branch) (state, error) {
+	s.Branch, s.Timeline, s.Imported, s.Start, s.Parent, s.Fork, s.Until = b.Number, b.Timeline, b.Imported, b.Start, b.Parent, b.Fork, 0
+	var err error
+	s.History, err = historyOf(b)
+	return s, err
+}
+
+// historyOf is the descent of a branch's timeline.
+func historyOf(b *fsm.Branch) (wal.History, error) {
+	h := wal.History{Timeline: b.Timeline}
+	if len(b.History) == 0 {
+		return h, nil
+	}
+	h, err := wal.ParseHistory(b.Timeline, b.History)
+	if err != nil {
+		return h, fmt.Errorf("branch %d: %w", b.Number, err)
+	}
+	return h, nil
+}
+
+// lineOf lists a branch and those that it descends from, the oldest first.
+func lineOf(s *cluster.State, branch uint32) []*fsm.Branch {
+	var line []*fsm.Branch
+	for b := s.Branch(branch); b != nil && len(line) <= len(s.Branches); b = s.Branch(b.Parent) {
+		line = append(line, b)
+		if b.Parent == 0 {
+			break
 		}
 	}
-	return st, nil
+	slices.Reverse(line)
+	return line
 }
 
 // differs tells whether what is followed must be followed anew. using is the branch that it is followed into.

@@ -15,6 +15,11 @@ import (
 // CompareStopped compares all that a node serves at the end of the WAL with the data directory of a primary that was stopped cleanly. It waits, as long as ctx
 // allows, until the node has that end.
 func CompareStopped(ctx context.Context, address, pgdata string) (*verify.Report, error) {
+	return CompareBranch(ctx, address, 0, pgdata)
+}
+
+// CompareBranch is CompareStopped for a branch: the history of a primary that was left.
+func CompareBranch(ctx context.Context, address string, branch uint32, pgdata string) (*verify.Report, error) {
 	control, err := offline.ReadControl(pgdata)
 	if err != nil {
 		return nil, err
@@ -26,14 +31,14 @@ func CompareStopped(ctx context.Context, address, pgdata string) (*verify.Report
 	defer c.Close()
 	// The last record is the shutdown checkpoint. Where it ends depends on page boundaries; nothing follows it, so any LSN behind it that is readable will do.
 	const checkpointRecord = 24 + 2 + pg.CheckPointSize
-	if _, err := c.State(ctx, pageapi.Position{LSN: control.CheckPoint + checkpointRecord}); err != nil {
+	if _, err := c.State(ctx, pageapi.Position{Branch: branch, LSN: control.CheckPoint + checkpointRecord}); err != nil {
 		return nil, fmt.Errorf("the shutdown checkpoint at %s: %w", control.CheckPoint, err)
 	}
-	st, err := c.State(ctx, pageapi.Position{})
+	st, err := c.State(ctx, pageapi.Position{Branch: branch})
 	if err != nil {
 		return nil, err
 	}
-	return verify.Final(ctx, pgdata, st.LSN, &served{c, pageapi.Position{LSN: st.LSN}, st})
+	return verify.Final(ctx, pgdata, st.LSN, &served{c, pageapi.Position{Branch: branch, LSN: st.LSN}, st})
 }
 
 // served is what a node answers at one LSN.

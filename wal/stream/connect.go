@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"everpage/wal/pg"
@@ -31,6 +32,10 @@ func Connect(ctx context.Context, conninfo string, mode Mode, applicationName st
 	if err != nil {
 		return nil, err
 	}
+	return connect(ctx, cfg, mode)
+}
+
+func connect(ctx context.Context, cfg *pgconn.Config, mode Mode) (*Conn, error) {
 	pgc, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, explainConnect(ctx, cfg, mode, err)
@@ -41,6 +46,92 @@ func Connect(ctx context.Context, conninfo string, mode Mode, applicationName st
 		return nil, &ConnectError{Kind: ErrUnsupported, Where: c.where, Err: err, Hint: fmt.Sprintf("follow a PostgreSQL %d to %d", pg.MajorFirst, pg.MajorLast)}
 	}
 	return c, nil
+}
+
+// Line is what a server must be on that is one of several in a conninfo: the cluster, and a timeline that is not older than the one followed.
+type Line struct {
+	SystemID uint64
+	Timeline pg.TimelineID
+}
+
+// check refuses a server that is not on the line.
+func (l Line) check(systemID uint64, timeline pg.TimelineID) error {
+	switch {
+	case systemID != l.SystemID:
+		return fmt.Errorf("%w: its system identifier is %d, ours %d", ErrSystem, systemID, l.SystemID)
+	case timeline < l.Timeline:
+		return fmt.Errorf("%w: it is on timeline %d, we follow %d: it is a copy from before the last promotion, or the old primary", ErrTimeline, timeline, l.Timeline)
+	}
+	return nil
+}
+
+// ConnectOne is Connect for a conninfo that may name several hosts: those that are not on the line are passed over, as an old primary is that came back. Where
+// there is one host only, it is for the caller to find out whose it is.
+func ConnectOne(ctx context.Context, conninfo string, mode Mode, applicationName string, l Line) (*Conn, error) {
+	cfg, err := parseConninfo(conninfo, mode, applicationName)
+	if err != nil {
+		return nil, err
+	}
+	if l.SystemID != 0 && hosts(cfg) > 1 {
+		before := cfg.ValidateConnect
+		cfg.ValidateConnect = func(ctx context.Context, c *pgconn.PgConn) error {
+			if before != nil {
+				if err := before(ctx, c); err != nil {
+					return err
+				}
+			}
+			if err := l.validate(ctx, c, mode); err != nil {
+				return fmt.Errorf("%s: %w", c.Conn().RemoteAddr(), err)
+			}
+			return nil
+		}
+	}
+	return connect(ctx, cfg, mode)
+}
+
+// hosts counts the servers that a configuration names. One server is there several times where it is tried with and without TLS.
+func hosts(cfg *pgconn.Config) int {
+	seen := map[string]bool{}
+	seen[net.JoinHostPort(cfg.Host, strconv.Itoa(int(cfg.Port)))] = true
+	for _, f := range cfg.Fallbacks {
+		seen[net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port)))] = true
+	}
+	return len(seen)
+}
+
+// validate asks a server for its line.
+func (l Line) validate(ctx context.Context, c *pgconn.PgConn, mode Mode) error {
+	if mode == Replication {
+		id, err := pglogrepl.IdentifySystem(ctx, c)
+		if err != nil {
+			return err
+		}
+		systemID, err := strconv.ParseUint(id.SystemID, 10, 64)
+		if err != nil {
+			return err
+		}
+		return l.check(systemID, pg.TimelineID(id.Timeline))
+	}
+	results, err := c.Exec(ctx, "SELECT system_identifier, CASE WHEN pg_is_in_recovery() THEN '' ELSE pg_walfile_name(pg_current_wal_lsn()) END FROM pg_control_system()").ReadAll()
+	if err != nil {
+		return err
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 2 {
+		return errors.New("the server does not tell its system identifier")
+	}
+	row := results[0].Rows[0]
+	if len(row[1]) < 8 {
+		return ErrStandby
+	}
+	systemID, err := strconv.ParseUint(string(row[0]), 10, 64)
+	if err != nil {
+		return err
+	}
+	timeline, err := strconv.ParseUint(string(row[1][:8]), 16, 32)
+	if err != nil {
+		return err
+	}
+	return l.check(systemID, pg.TimelineID(timeline))
 }
 
 // parseMajor reads server_version: 15.18 (Debian …), 18beta1, 17devel.

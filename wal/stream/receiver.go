@@ -27,6 +27,7 @@ type ReceiverOptions struct {
 	SystemID    uint64
 	Major       pg.Major
 	SegmentSize wal.SegmentSize
+	Newest      pg.TimelineID // of several hosts those on an older timeline are passed over. 0: the one that the sink has
 
 	StatusInterval time.Duration // at most this long between status updates; default 10 s
 	ReceiveTimeout time.Duration // a server silent for so long is taken for dead, and pinged after half of it; default 60 s
@@ -190,7 +191,7 @@ func (r *Receiver) stream(ctx context.Context, failures *int) error {
 func (r *Receiver) connect(ctx context.Context, pos Position) (*session, error) {
 	setup, cancel := context.WithTimeoutCause(ctx, setupTimeout, fmt.Errorf("%w: no answer within %v", ErrSilent, setupTimeout))
 	defer cancel()
-	c, err := Connect(setup, r.o.Conninfo, Replication, r.o.Name)
+	c, err := ConnectOne(setup, r.o.Conninfo, Replication, r.o.Name, Line{r.o.SystemID, max(pos.Timeline, r.o.Newest)})
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +214,7 @@ func (r *Receiver) connect(ctx context.Context, pos Position) (*session, error) 
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.where, err)
 	}
-	s := &session{r: r, pos: pos, from: from, server: server, dirty: make(chan struct{}, 1), stop: make(chan struct{})}
+	s := &session{r: r, pos: pos, from: from, server: server, history: h, dirty: make(chan struct{}, 1), stop: make(chan struct{})}
 	s.slot = !from.switched || pos.Next < from.at // nothing is left to receive from a timeline that was left before our end
 	if s.slot && server.Major >= 15 {
 		if _, err := ReadSlot(setup, c, r.o.Slot); err != nil {

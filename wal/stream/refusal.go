@@ -52,6 +52,18 @@ type EndOfTimeline struct {
 	Switch   pg.LSN        // where the primary's history left it
 	Next     pg.TimelineID // the one that follows it in the primary's history
 	Newest   pg.TimelineID // the one the primary is on
+	History  wal.History   // of Newest, as the primary has it
+}
+
+// NextHistory is the history of the timeline that follows.
+func (e *EndOfTimeline) NextHistory() (wal.History, bool) {
+	for i, p := range e.History.Parents {
+		if p.Timeline == e.Timeline && p.Switch == e.Switch {
+			h := wal.History{Timeline: e.Next, Parents: e.History.Parents[: i+1 : i+1]}
+			return h, h.Check() == nil && e.History.Member(e.Next)
+		}
+	}
+	return wal.History{}, false
 }
 
 func (e *EndOfTimeline) Error() string {

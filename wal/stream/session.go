@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"everpage/wal"
 	"everpage/wal/pg"
 )
 
@@ -24,8 +25,9 @@ type session struct {
 	pos       Position
 	from      origin
 	server    Server
-	slot      bool   // stream with the slot
-	streaming func() // called once the last page was compared
+	history   wal.History // of the server's timeline
+	slot      bool        // stream with the slot
+	streaming func()      // called once the last page was compared
 
 	next     pg.LSN // of the receiving goroutine: where the next byte must be
 	buf      []byte // what is compared
@@ -305,5 +307,5 @@ func (s *session) ended(at pg.LSN, next pg.TimelineID) error {
 	if end < at {
 		return fmt.Errorf("%s: %w: timeline %d ended at %s, before its switch point %s", s.w.where, errProtocol, s.pos.Timeline, end, at)
 	}
-	return &EndOfTimeline{Timeline: s.pos.Timeline, End: end, Switch: at, Next: next, Newest: max(next, s.server.Timeline)}
+	return &EndOfTimeline{Timeline: s.pos.Timeline, End: end, Switch: at, Next: next, Newest: max(next, s.server.Timeline), History: s.history}
 }

@@ -954,6 +954,11 @@ type BranchInfo struct {
 	LocalBytes        uint64                 `protobuf:"varint,21,opt,name=local_bytes,json=localBytes,proto3" json:"local_bytes,omitempty"`               // of the node that was asked
 	StoreBytes        uint64                 `protobuf:"varint,22,opt,name=store_bytes,json=storeBytes,proto3" json:"store_bytes,omitempty"`               // of the layers that recovery needs
 	WalStoreBytes     uint64                 `protobuf:"varint,23,opt,name=wal_store_bytes,json=walStoreBytes,proto3" json:"wal_store_bytes,omitempty"`
+	Parent            uint32                 `protobuf:"varint,30,opt,name=parent,proto3" json:"parent,omitempty"`                        // 0: it began with an import
+	ForkLsn           uint64                 `protobuf:"varint,31,opt,name=fork_lsn,json=forkLsn,proto3" json:"fork_lsn,omitempty"`       // up to which it is its parent
+	LeftLsn           uint64                 `protobuf:"varint,32,opt,name=left_lsn,json=leftLsn,proto3" json:"left_lsn,omitempty"`       // where main left it, 0: it did not
+	Lost              []*LostCommit          `protobuf:"bytes,33,rep,name=lost,proto3" json:"lost,omitempty"`                             // commits beyond left_lsn, which main does not have: the first ones
+	LostCount         uint64                 `protobuf:"varint,34,opt,name=lost_count,json=lostCount,proto3" json:"lost_count,omitempty"` // all of them
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1149,6 +1154,101 @@ func (x *BranchInfo) GetWalStoreBytes() uint64 {
 	return 0
 }
 
+func (x *BranchInfo) GetParent() uint32 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetForkLsn() uint64 {
+	if x != nil {
+		return x.ForkLsn
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetLeftLsn() uint64 {
+	if x != nil {
+		return x.LeftLsn
+	}
+	return 0
+}
+
+func (x *BranchInfo) GetLost() []*LostCommit {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *BranchInfo) GetLostCount() uint64 {
+	if x != nil {
+		return x.LostCount
+	}
+	return 0
+}
+
+type LostCommit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Xid           uint32                 `protobuf:"varint,1,opt,name=xid,proto3" json:"xid,omitempty"`
+	TimeUs        int64                  `protobuf:"fixed64,2,opt,name=time_us,json=timeUs,proto3" json:"time_us,omitempty"`
+	Lsn           uint64                 `protobuf:"varint,3,opt,name=lsn,proto3" json:"lsn,omitempty"` // end of its record
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LostCommit) Reset() {
+	*x = LostCommit{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostCommit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostCommit) ProtoMessage() {}
+
+func (x *LostCommit) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostCommit.ProtoReflect.Descriptor instead.
+func (*LostCommit) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *LostCommit) GetXid() uint32 {
+	if x != nil {
+		return x.Xid
+	}
+	return 0
+}
+
+func (x *LostCommit) GetTimeUs() int64 {
+	if x != nil {
+		return x.TimeUs
+	}
+	return 0
+}
+
+func (x *LostCommit) GetLsn() uint64 {
+	if x != nil {
+		return x.Lsn
+	}
+	return 0
+}
+
 type CheckRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1157,7 +1257,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[12]
+	mi := &file_everpage_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1169,7 +1269,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[12]
+	mi := &file_everpage_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +1282,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 type CheckResponse struct {
@@ -1197,7 +1297,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[13]
+	mi := &file_everpage_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1309,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[13]
+	mi := &file_everpage_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1322,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CheckResponse) GetViolation() string {
@@ -1261,7 +1361,7 @@ type ReserveTimelineRequest struct {
 
 func (x *ReserveTimelineRequest) Reset() {
 	*x = ReserveTimelineRequest{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[14]
+	mi := &file_everpage_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1373,7 @@ func (x *ReserveTimelineRequest) String() string {
 func (*ReserveTimelineRequest) ProtoMessage() {}
 
 func (x *ReserveTimelineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[14]
+	mi := &file_everpage_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1386,7 @@ func (x *ReserveTimelineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveTimelineRequest.ProtoReflect.Descriptor instead.
 func (*ReserveTimelineRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 type ReserveTimelineResponse struct {
@@ -1298,7 +1398,7 @@ type ReserveTimelineResponse struct {
 
 func (x *ReserveTimelineResponse) Reset() {
 	*x = ReserveTimelineResponse{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[15]
+	mi := &file_everpage_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1410,7 @@ func (x *ReserveTimelineResponse) String() string {
 func (*ReserveTimelineResponse) ProtoMessage() {}
 
 func (x *ReserveTimelineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[15]
+	mi := &file_everpage_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1423,7 @@ func (x *ReserveTimelineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReserveTimelineResponse.ProtoReflect.Descriptor instead.
 func (*ReserveTimelineResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReserveTimelineResponse) GetTimeline() uint32 {
@@ -1344,7 +1444,7 @@ type SetNodeRequest struct {
 
 func (x *SetNodeRequest) Reset() {
 	*x = SetNodeRequest{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[16]
+	mi := &file_everpage_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1456,7 @@ func (x *SetNodeRequest) String() string {
 func (*SetNodeRequest) ProtoMessage() {}
 
 func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[16]
+	mi := &file_everpage_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1469,7 @@ func (x *SetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeRequest.ProtoReflect.Descriptor instead.
 func (*SetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetNodeRequest) GetName() string {
@@ -1401,7 +1501,7 @@ type SetNodeResponse struct {
 
 func (x *SetNodeResponse) Reset() {
 	*x = SetNodeResponse{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[17]
+	mi := &file_everpage_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1513,7 @@ func (x *SetNodeResponse) String() string {
 func (*SetNodeResponse) ProtoMessage() {}
 
 func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[17]
+	mi := &file_everpage_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1526,7 @@ func (x *SetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNodeResponse.ProtoReflect.Descriptor instead.
 func (*SetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 type ListShardsRequest struct {
@@ -1437,7 +1537,7 @@ type ListShardsRequest struct {
 
 func (x *ListShardsRequest) Reset() {
 	*x = ListShardsRequest{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[18]
+	mi := &file_everpage_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1549,7 @@ func (x *ListShardsRequest) String() string {
 func (*ListShardsRequest) ProtoMessage() {}
 
 func (x *ListShardsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[18]
+	mi := &file_everpage_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1562,7 @@ func (x *ListShardsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShardsRequest.ProtoReflect.Descriptor instead.
 func (*ListShardsRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 type ListShardsResponse struct {
@@ -1475,7 +1575,7 @@ type ListShardsResponse struct {
 
 func (x *ListShardsResponse) Reset() {
 	*x = ListShardsResponse{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[19]
+	mi := &file_everpage_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1587,7 @@ func (x *ListShardsResponse) String() string {
 func (*ListShardsResponse) ProtoMessage() {}
 
 func (x *ListShardsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[19]
+	mi := &file_everpage_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1600,7 @@ func (x *ListShardsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShardsResponse.ProtoReflect.Descriptor instead.
 func (*ListShardsResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListShardsResponse) GetEpoch() uint64 {
@@ -1528,7 +1628,7 @@ type ShardInfo struct {
 
 func (x *ShardInfo) Reset() {
 	*x = ShardInfo{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[20]
+	mi := &file_everpage_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1640,7 @@ func (x *ShardInfo) String() string {
 func (*ShardInfo) ProtoMessage() {}
 
 func (x *ShardInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[20]
+	mi := &file_everpage_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1653,7 @@ func (x *ShardInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardInfo.ProtoReflect.Descriptor instead.
 func (*ShardInfo) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ShardInfo) GetShard() uint32 {
@@ -1588,7 +1688,7 @@ type ShardReplica struct {
 
 func (x *ShardReplica) Reset() {
 	*x = ShardReplica{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[21]
+	mi := &file_everpage_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1700,7 @@ func (x *ShardReplica) String() string {
 func (*ShardReplica) ProtoMessage() {}
 
 func (x *ShardReplica) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[21]
+	mi := &file_everpage_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1713,7 @@ func (x *ShardReplica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardReplica.ProtoReflect.Descriptor instead.
 func (*ShardReplica) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ShardReplica) GetNode() string {
@@ -1648,7 +1748,7 @@ type MoveShardRequest struct {
 
 func (x *MoveShardRequest) Reset() {
 	*x = MoveShardRequest{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[22]
+	mi := &file_everpage_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1760,7 @@ func (x *MoveShardRequest) String() string {
 func (*MoveShardRequest) ProtoMessage() {}
 
 func (x *MoveShardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[22]
+	mi := &file_everpage_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1773,7 @@ func (x *MoveShardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveShardRequest.ProtoReflect.Descriptor instead.
 func (*MoveShardRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MoveShardRequest) GetShard() uint32 {
@@ -1705,7 +1805,7 @@ type MoveShardResponse struct {
 
 func (x *MoveShardResponse) Reset() {
 	*x = MoveShardResponse{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[23]
+	mi := &file_everpage_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1717,7 +1817,7 @@ func (x *MoveShardResponse) String() string {
 func (*MoveShardResponse) ProtoMessage() {}
 
 func (x *MoveShardResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[23]
+	mi := &file_everpage_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1730,7 +1830,7 @@ func (x *MoveShardResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveShardResponse.ProtoReflect.Descriptor instead.
 func (*MoveShardResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 type SetClusterRequest struct {
@@ -1743,7 +1843,7 @@ type SetClusterRequest struct {
 
 func (x *SetClusterRequest) Reset() {
 	*x = SetClusterRequest{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[24]
+	mi := &file_everpage_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1855,7 @@ func (x *SetClusterRequest) String() string {
 func (*SetClusterRequest) ProtoMessage() {}
 
 func (x *SetClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[24]
+	mi := &file_everpage_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1868,7 @@ func (x *SetClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetClusterRequest.ProtoReflect.Descriptor instead.
 func (*SetClusterRequest) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetClusterRequest) GetKey() string {
@@ -1793,7 +1893,7 @@ type SetClusterResponse struct {
 
 func (x *SetClusterResponse) Reset() {
 	*x = SetClusterResponse{}
-	mi := &file_everpage_v1_admin_proto_msgTypes[25]
+	mi := &file_everpage_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1905,7 @@ func (x *SetClusterResponse) String() string {
 func (*SetClusterResponse) ProtoMessage() {}
 
 func (x *SetClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_everpage_v1_admin_proto_msgTypes[25]
+	mi := &file_everpage_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1918,7 @@ func (x *SetClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetClusterResponse.ProtoReflect.Descriptor instead.
 func (*SetClusterResponse) Descriptor() ([]byte, []int) {
-	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 var File_everpage_v1_admin_proto protoreflect.FileDescriptor
@@ -1912,7 +2012,7 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x123\n" +
 	"\bbranches\x18\x02 \x03(\v2\x17.everpage.v1.BranchInfoR\bbranches\x12\x14\n" +
 	"\x05notes\x18\x03 \x03(\tR\x05notes\x12\x1c\n" +
-	"\tretention\x18\x04 \x01(\tR\tretention\"\xd6\x06\n" +
+	"\tretention\x18\x04 \x01(\tR\tretention\"\xf0\a\n" +
 	"\n" +
 	"BranchInfo\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x14\n" +
@@ -1944,9 +2044,20 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"localBytes\x12\x1f\n" +
 	"\vstore_bytes\x18\x16 \x01(\x04R\n" +
 	"storeBytes\x12&\n" +
-	"\x0fwal_store_bytes\x18\x17 \x01(\x04R\rwalStoreBytesB\x11\n" +
+	"\x0fwal_store_bytes\x18\x17 \x01(\x04R\rwalStoreBytes\x12\x16\n" +
+	"\x06parent\x18\x1e \x01(\rR\x06parent\x12\x19\n" +
+	"\bfork_lsn\x18\x1f \x01(\x04R\aforkLsn\x12\x19\n" +
+	"\bleft_lsn\x18  \x01(\x04R\aleftLsn\x12+\n" +
+	"\x04lost\x18! \x03(\v2\x17.everpage.v1.LostCommitR\x04lost\x12\x1d\n" +
+	"\n" +
+	"lost_count\x18\" \x01(\x04R\tlostCountB\x11\n" +
 	"\x0f_oldest_time_usB\x11\n" +
-	"\x0f_newest_time_us\"\x0e\n" +
+	"\x0f_newest_time_us\"I\n" +
+	"\n" +
+	"LostCommit\x12\x10\n" +
+	"\x03xid\x18\x01 \x01(\rR\x03xid\x12\x17\n" +
+	"\atime_us\x18\x02 \x01(\x10R\x06timeUs\x12\x10\n" +
+	"\x03lsn\x18\x03 \x01(\x04R\x03lsn\"\x0e\n" +
 	"\fCheckRequest\"k\n" +
 	"\rCheckResponse\x12\x1c\n" +
 	"\tviolation\x18\x01 \x01(\tR\tviolation\x12\x12\n" +
@@ -2008,7 +2119,7 @@ func file_everpage_v1_admin_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_admin_proto_rawDescData
 }
 
-var file_everpage_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_everpage_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_everpage_v1_admin_proto_goTypes = []any{
 	(*AttachRequest)(nil),           // 0: everpage.v1.AttachRequest
 	(*AttachResponse)(nil),          // 1: everpage.v1.AttachResponse
@@ -2022,55 +2133,57 @@ var file_everpage_v1_admin_proto_goTypes = []any{
 	(*InfoRequest)(nil),             // 9: everpage.v1.InfoRequest
 	(*InfoResponse)(nil),            // 10: everpage.v1.InfoResponse
 	(*BranchInfo)(nil),              // 11: everpage.v1.BranchInfo
-	(*CheckRequest)(nil),            // 12: everpage.v1.CheckRequest
-	(*CheckResponse)(nil),           // 13: everpage.v1.CheckResponse
-	(*ReserveTimelineRequest)(nil),  // 14: everpage.v1.ReserveTimelineRequest
-	(*ReserveTimelineResponse)(nil), // 15: everpage.v1.ReserveTimelineResponse
-	(*SetNodeRequest)(nil),          // 16: everpage.v1.SetNodeRequest
-	(*SetNodeResponse)(nil),         // 17: everpage.v1.SetNodeResponse
-	(*ListShardsRequest)(nil),       // 18: everpage.v1.ListShardsRequest
-	(*ListShardsResponse)(nil),      // 19: everpage.v1.ListShardsResponse
-	(*ShardInfo)(nil),               // 20: everpage.v1.ShardInfo
-	(*ShardReplica)(nil),            // 21: everpage.v1.ShardReplica
-	(*MoveShardRequest)(nil),        // 22: everpage.v1.MoveShardRequest
-	(*MoveShardResponse)(nil),       // 23: everpage.v1.MoveShardResponse
-	(*SetClusterRequest)(nil),       // 24: everpage.v1.SetClusterRequest
-	(*SetClusterResponse)(nil),      // 25: everpage.v1.SetClusterResponse
-	(*Collecting)(nil),              // 26: everpage.v1.Collecting
+	(*LostCommit)(nil),              // 12: everpage.v1.LostCommit
+	(*CheckRequest)(nil),            // 13: everpage.v1.CheckRequest
+	(*CheckResponse)(nil),           // 14: everpage.v1.CheckResponse
+	(*ReserveTimelineRequest)(nil),  // 15: everpage.v1.ReserveTimelineRequest
+	(*ReserveTimelineResponse)(nil), // 16: everpage.v1.ReserveTimelineResponse
+	(*SetNodeRequest)(nil),          // 17: everpage.v1.SetNodeRequest
+	(*SetNodeResponse)(nil),         // 18: everpage.v1.SetNodeResponse
+	(*ListShardsRequest)(nil),       // 19: everpage.v1.ListShardsRequest
+	(*ListShardsResponse)(nil),      // 20: everpage.v1.ListShardsResponse
+	(*ShardInfo)(nil),               // 21: everpage.v1.ShardInfo
+	(*ShardReplica)(nil),            // 22: everpage.v1.ShardReplica
+	(*MoveShardRequest)(nil),        // 23: everpage.v1.MoveShardRequest
+	(*MoveShardResponse)(nil),       // 24: everpage.v1.MoveShardResponse
+	(*SetClusterRequest)(nil),       // 25: everpage.v1.SetClusterRequest
+	(*SetClusterResponse)(nil),      // 26: everpage.v1.SetClusterResponse
+	(*Collecting)(nil),              // 27: everpage.v1.Collecting
 }
 var file_everpage_v1_admin_proto_depIdxs = []int32{
 	2,  // 0: everpage.v1.AttachResponse.checks:type_name -> everpage.v1.Preflight
 	7,  // 1: everpage.v1.StatusResponse.nodes:type_name -> everpage.v1.NodeStatus
 	8,  // 2: everpage.v1.StatusResponse.follow:type_name -> everpage.v1.FollowStatus
-	26, // 3: everpage.v1.NodeStatus.collecting:type_name -> everpage.v1.Collecting
+	27, // 3: everpage.v1.NodeStatus.collecting:type_name -> everpage.v1.Collecting
 	11, // 4: everpage.v1.InfoResponse.branches:type_name -> everpage.v1.BranchInfo
-	20, // 5: everpage.v1.ListShardsResponse.shards:type_name -> everpage.v1.ShardInfo
-	21, // 6: everpage.v1.ShardInfo.replicas:type_name -> everpage.v1.ShardReplica
-	0,  // 7: everpage.v1.AdminService.Attach:input_type -> everpage.v1.AttachRequest
-	3,  // 8: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
-	5,  // 9: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
-	9,  // 10: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
-	14, // 11: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
-	12, // 12: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
-	16, // 13: everpage.v1.AdminService.SetNode:input_type -> everpage.v1.SetNodeRequest
-	18, // 14: everpage.v1.AdminService.ListShards:input_type -> everpage.v1.ListShardsRequest
-	22, // 15: everpage.v1.AdminService.MoveShard:input_type -> everpage.v1.MoveShardRequest
-	24, // 16: everpage.v1.AdminService.SetCluster:input_type -> everpage.v1.SetClusterRequest
-	1,  // 17: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
-	4,  // 18: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
-	6,  // 19: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
-	10, // 20: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
-	15, // 21: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
-	13, // 22: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
-	17, // 23: everpage.v1.AdminService.SetNode:output_type -> everpage.v1.SetNodeResponse
-	19, // 24: everpage.v1.AdminService.ListShards:output_type -> everpage.v1.ListShardsResponse
-	23, // 25: everpage.v1.AdminService.MoveShard:output_type -> everpage.v1.MoveShardResponse
-	25, // 26: everpage.v1.AdminService.SetCluster:output_type -> everpage.v1.SetClusterResponse
-	17, // [17:27] is the sub-list for method output_type
-	7,  // [7:17] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	12, // 5: everpage.v1.BranchInfo.lost:type_name -> everpage.v1.LostCommit
+	21, // 6: everpage.v1.ListShardsResponse.shards:type_name -> everpage.v1.ShardInfo
+	22, // 7: everpage.v1.ShardInfo.replicas:type_name -> everpage.v1.ShardReplica
+	0,  // 8: everpage.v1.AdminService.Attach:input_type -> everpage.v1.AttachRequest
+	3,  // 9: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
+	5,  // 10: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
+	9,  // 11: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
+	15, // 12: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
+	13, // 13: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
+	17, // 14: everpage.v1.AdminService.SetNode:input_type -> everpage.v1.SetNodeRequest
+	19, // 15: everpage.v1.AdminService.ListShards:input_type -> everpage.v1.ListShardsRequest
+	23, // 16: everpage.v1.AdminService.MoveShard:input_type -> everpage.v1.MoveShardRequest
+	25, // 17: everpage.v1.AdminService.SetCluster:input_type -> everpage.v1.SetClusterRequest
+	1,  // 18: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
+	4,  // 19: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
+	6,  // 20: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
+	10, // 21: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
+	16, // 22: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
+	14, // 23: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
+	18, // 24: everpage.v1.AdminService.SetNode:output_type -> everpage.v1.SetNodeResponse
+	20, // 25: everpage.v1.AdminService.ListShards:output_type -> everpage.v1.ListShardsResponse
+	24, // 26: everpage.v1.AdminService.MoveShard:output_type -> everpage.v1.MoveShardResponse
+	26, // 27: everpage.v1.AdminService.SetCluster:output_type -> everpage.v1.SetClusterResponse
+	18, // [18:28] is the sub-list for method output_type
+	8,  // [8:18] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_admin_proto_init() }
@@ -2086,7 +2199,7 @@ func file_everpage_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_admin_proto_rawDesc), len(file_everpage_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
