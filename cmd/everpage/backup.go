@@ -61,6 +61,9 @@ type backupsView struct {
 	Store         string             `json:"store"`
 	Retention     string             `json:"retention,omitempty"`
 	Lag           uint64             `json:"lag_bytes"`
+	LagSeconds    float64            `json:"lag_seconds"`
+	LocalBytes    uint64             `json:"local_bytes"`
+	Bytes         uint64             `json:"bytes"` // of layers in the store
 	LastUpload    string             `json:"last_upload,omitempty"`
 	Error         string             `json:"error,omitempty"`
 	Archive       *archiveView       `json:"archive,omitempty"`
@@ -76,6 +79,7 @@ type archiveView struct {
 	Begin pg.LSN   `json:"begin_lsn"`
 	End   pg.LSN   `json:"end_lsn"`
 	Lag   uint64   `json:"lag_bytes"`
+	LagS  float64  `json:"lag_seconds"`
 	Gaps  []string `json:"gaps"`
 	Error string   `json:"error,omitempty"`
 }
@@ -92,7 +96,7 @@ type branchBackupView struct {
 func backupsOf(r *pb.BackupsResponse) backupsView {
 	u := r.GetUsage()
 	v := backupsView{
-		Store: r.Store, Retention: r.Retention, Lag: r.LagBytes, Error: r.Error, Branches: []branchBackupView{}, ToRestore: r.ShardsToRestore, RestoreError: r.RestoreError,
+		Store: r.Store, Retention: r.Retention, Lag: r.LagBytes, LagSeconds: r.LagSeconds, LocalBytes: r.LocalBytes, Bytes: r.ObjectBytes, Error: r.Error, Branches: []branchBackupView{}, ToRestore: r.ShardsToRestore, RestoreError: r.RestoreError,
 		Requests:     map[string]uint64{"put": u.GetPuts(), "get": u.GetGets(), "stat": u.GetStats(), "delete": u.GetDeletes(), "list": u.GetLists(), "failed": u.GetFailures()},
 		UploadedByte: u.GetUploadedBytes(), DownloadBytes: u.GetDownloadedBytes(),
 	}
@@ -100,7 +104,7 @@ func backupsOf(r *pb.BackupsResponse) backupsView {
 		v.LastUpload = time.UnixMicro(r.LastUploadUs).Format(time.RFC3339)
 	}
 	if a := r.Archive; a != nil {
-		v.Archive = &archiveView{Begin: pg.LSN(a.BeginLsn), End: pg.LSN(a.EndLsn), Lag: a.LagBytes, Gaps: append([]string{}, a.Gaps...), Error: a.Error}
+		v.Archive = &archiveView{Begin: pg.LSN(a.BeginLsn), End: pg.LSN(a.EndLsn), Lag: a.LagBytes, LagS: a.LagSeconds, Gaps: append([]string{}, a.Gaps...), Error: a.Error}
 	}
 	for _, b := range r.Branches {
 		v.Branches = append(v.Branches, branchBackupView{Branch: b.Branch, Oldest: pg.LSN(b.OldestLsn), Newest: pg.LSN(b.NewestLsn), Shards: b.Shards, Layers: b.Layers, Bytes: b.Bytes})
@@ -123,11 +127,12 @@ func printBackups(g *globals, out io.Writer, r *pb.BackupsResponse) error {
 		if len(v.Branches) == 0 {
 			add("branches", "none is in the store yet")
 		}
-		add("pages behind", size(v.Lag)+" of WAL")
+		add("pages", behindText(v.Lag, v.LagSeconds))
+		add("bytes", fmt.Sprintf("%s on this node, %s of pages in the store", size(v.LocalBytes), size(v.Bytes)))
 		add("last upload", v.LastUpload)
 		add("error", v.Error)
 		if a := v.Archive; a != nil {
-			add("WAL", fmt.Sprintf("%s to %s, %s behind", a.Begin, a.End, size(a.Lag)))
+			add("WAL", fmt.Sprintf("%s to %s, %s", a.Begin, a.End, behindText(a.Lag, a.LagS)))
 			add("WAL missing", strings.Join(a.Gaps, ", "))
 			add("WAL error", a.Error)
 		}
@@ -141,47 +146,6 @@ func printBackups(g *globals, out io.Writer, r *pb.BackupsResponse) error {
 			n["put"], n["get"], n["stat"], n["delete"], n["list"], n["failed"], size(v.UploadedByte), size(v.DownloadBytes)))
 		return columns(w, rows...)
 	})
-}
-
-func newGC(g *globals) *cobra.Command {
-	var dryRun bool
-	cmd := &cobra.Command{
-		Use: "gc", Short: "Remove from the store what nothing needs any more", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, err := g.client()
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			service, address, err := client.Backup(cmd.Context())
-			if err != nil {
-				return err
-			}
-			resp, err := service.CollectGarbage(cmd.Context(), &pb.CollectGarbageRequest{DryRun: dryRun})
-			if err != nil {
-				return pageapi.CallError(address, err)
-			}
-			v := struct {
-				Horizon pg.LSN   `json:"horizon_lsn"`
-				Objects []string `json:"objects"`
-				Bytes   uint64   `json:"bytes"`
-				DryRun  bool     `json:"dry_run"`
-			}{pg.LSN(resp.HorizonLsn), append([]string{}, resp.Objects...), resp.Bytes, dryRun}
-			return g.print(cmd.OutOrStdout(), v, func(w io.Writer) error {
-				for _, o := range v.Objects {
-					fmt.Fprintln(w, o)
-				}
-				what := "removed"
-				if dryRun {
-					what = "to be removed"
-				}
-				_, err := fmt.Fprintf(w, "%d objects %s, %s\n", len(v.Objects), what, size(v.Bytes))
-				return err
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only tell what would be removed")
-	return cmd
 }
 
 func newVerify(g *globals) *cobra.Command {

@@ -57,6 +57,8 @@ type branchView struct {
 	NewestTime       string   `json:"newest_time,omitempty"`
 	Planned          pg.LSN   `json:"planned_lsn"`
 	Horizon          pg.LSN   `json:"horizon_lsn"`
+	Backup           *lagView `json:"backup,omitempty"`
+	LocalBytes       uint64   `json:"local_bytes"` // of the node that was asked
 	Holes            []string `json:"holes"`
 	Unproven         []string `json:"unproven"`
 
@@ -74,6 +76,25 @@ type lostView struct {
 	LSN  pg.LSN `json:"lsn"`
 }
 
+// lagView is how far the store is behind, and what it gives back alone.
+type lagView struct {
+	Oldest         pg.LSN  `json:"oldest_lsn"`
+	Newest         pg.LSN  `json:"newest_lsn"`
+	Lag            uint64  `json:"lag_bytes"`
+	LagSeconds     float64 `json:"lag_seconds"`
+	Archive        uint64  `json:"archive_lag_bytes"`
+	ArchiveSeconds float64 `json:"archive_lag_seconds"`
+	Bytes          uint64  `json:"bytes"`
+}
+
+// behindText is a lag for people.
+func behindText(bytes uint64, seconds float64) string {
+	if seconds < 0.05 {
+		return size(bytes) + " behind"
+	}
+	return fmt.Sprintf("%s and %.1f s behind", size(bytes), seconds)
+}
+
 func branchJSON(b *pb.BranchInfo) branchView {
 	v := branchView{
 		Number: b.Number, Alias: b.Alias, Major: b.Major, SystemIdentifier: strconv.FormatUint(b.SystemIdentifier, 10), Timeline: b.Timeline,
@@ -85,6 +106,10 @@ func branchJSON(b *pb.BranchInfo) branchView {
 	}
 	for _, c := range b.Lost {
 		v.LostCommits = append(v.LostCommits, lostView{XID: c.Xid, Time: formatTime(pg.Timestamp(c.TimeUs)), LSN: pg.LSN(c.Lsn)})
+	}
+	v.LocalBytes = b.LocalBytes
+	if b.BackedUp {
+		v.Backup = &lagView{pg.LSN(b.StoreOldestLsn), pg.LSN(b.StoreNewestLsn), b.BackupLagBytes, b.BackupLagSeconds, b.ArchiveLagBytes, b.ArchiveLagSeconds, b.StoreBytes}
 	}
 	if b.OldestTimeUs != nil {
 		v.OldestTime = formatTime(pg.Timestamp(*b.OldestTimeUs))
@@ -123,6 +148,11 @@ func printInfo(w io.Writer, v infoView) error {
 		}
 		if b.Left != 0 {
 			rows = append(rows, []string{"left by main", fmt.Sprintf("at %s: %d commits beyond it are on this branch only", b.Left, *b.LostCount)})
+		}
+		rows = append(rows, []string{"on this node", size(b.LocalBytes)})
+		if k := b.Backup; k != nil {
+			rows = append(rows, []string{"in the store", fmt.Sprintf("%s to %s, %s of pages", k.Oldest, k.Newest, size(k.Bytes))},
+				[]string{"pages there", behindText(k.Lag, k.LagSeconds)}, []string{"WAL there", behindText(k.Archive, k.ArchiveSeconds)})
 		}
 		for _, h := range b.Holes {
 			rows = append(rows, []string{"hole", h})

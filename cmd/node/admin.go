@@ -101,6 +101,7 @@ func (a *admin) Info(ctx context.Context, _ *pb.InfoRequest) (*pb.InfoResponse, 
 		if err != nil {
 			return nil, status.Error(codes.Internal, err.Error())
 		}
+		a.n.backupInfo(ctx, b, info)
 		resp.Branches = append(resp.Branches, info)
 	}
 	return resp, nil

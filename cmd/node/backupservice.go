@@ -66,7 +66,14 @@ func (s *backupService) Backups(ctx context.Context, _ *pb.BackupsRequest) (*pb.
 	if !up.Last.IsZero() {
 		resp.LastUploadUs = up.Last.UnixMicro()
 	}
-	resp.LagBytes, _ = s.n.backupLag()
+	var at pg.LSN
+	if resp.LagBytes, at = s.n.backupLag(); resp.LagBytes > 0 {
+		resp.LagSeconds = s.n.lagSeconds(s.n.follow.main(), at)
+	}
+	resp.Retention, resp.LocalBytes = retentionText(s.n.cluster.State()), s.n.store.Stats().DiskBytes
+	if a := resp.Archive; a != nil && a.LagBytes > 0 {
+		a.LagSeconds = s.n.lagSeconds(s.n.follow.main(), pg.LSN(a.EndLsn))
+	}
 	left, ferr := b.filler.Status()
 	if resp.ShardsToRestore = uint32(left); ferr != nil {
 		resp.RestoreError = ferr.Error()
@@ -83,6 +90,8 @@ func (s *backupService) Backups(ctx context.Context, _ *pb.BackupsRequest) (*pb.
 		resp.Error = joinText(resp.Error, "what the store has can't be told: "+err.Error())
 	}
 	for _, m := range backup.Summarize(list) {
+		resp.ObjectBytes += uint64(m.Bytes)
+		m.Oldest = max(m.Oldest, s.n.store.Oldest(m.Branch))
 		resp.Branches = append(resp.Branches, &pb.BranchBackup{
 			Branch: m.Branch, OldestLsn: uint64(m.Oldest), NewestLsn: uint64(m.Newest), Shards: uint32(m.Shards), Layers: uint64(m.Layers), Bytes: uint64(m.Bytes),
 		})
@@ -111,13 +120,14 @@ func (s *backupService) BackupNow(ctx context.Context, _ *pb.BackupNowRequest) (
 	return s.Backups(ctx, nil)
 }
 
-func (s *backupService) CollectGarbage(ctx context.Context, req *pb.CollectGarbageRequest) (*pb.CollectGarbageResponse, error) {
+// collectStore deletes in the store, or tells what would go. The node must lead.
+func (s *backupService) collectStore(ctx context.Context, dryRun bool) (*pb.CollectGarbageResponse, error) {
 	b, err := s.backups()
 	if err != nil {
 		return nil, err
 	}
-	removed, err := s.n.collector(b).Collect(ctx, req.DryRun)
-	resp := &pb.CollectGarbageResponse{Done: err == nil}
+	removed, err := s.n.collector(b).Collect(ctx, dryRun)
+	resp := &pb.CollectGarbageResponse{Done: err == nil, Store: true}
 	for _, i := range removed {
 		resp.Objects = append(resp.Objects, i.Name)
 		resp.Bytes += uint64(i.Size)

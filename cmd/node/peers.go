@@ -29,6 +29,23 @@ const maxPeerMessage = 64 << 20
 
 // at is the service of the node at an address.
 func (p *peers) at(address string) (pb.NodeServiceClient, error) {
+	c, err := p.conn(address)
+	if err != nil {
+		return nil, err
+	}
+	return pb.NewNodeServiceClient(c), nil
+}
+
+// backup is the service around the store of the node at an address.
+func (p *peers) backup(address string) (pb.BackupServiceClient, error) {
+	c, err := p.conn(address)
+	if err != nil {
+		return nil, err
+	}
+	return pb.NewBackupServiceClient(c), nil
+}
+
+func (p *peers) conn(address string) (*grpc.ClientConn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -48,7 +65,7 @@ func (p *peers) at(address string) (pb.NodeServiceClient, error) {
 		}
 		p.conns[address] = c
 	}
-	return pb.NewNodeServiceClient(c), nil
+	return c, nil
 }
 
 func (p *peers) close() error {

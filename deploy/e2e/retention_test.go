@@ -129,3 +129,93 @@ func release(t *testing.T, c *pageapi.Client, l pageapi.Lease) {
 		t.Fatal(err)
 	}
 }
+
+// TestGarbage: gc tells what would go, does it, and a node made of nothing but the store after that gives right pages inside the window and none outside.
+func TestGarbage(t *testing.T) {
+	t.Parallel()
+	random := dice(t)
+	s, b := newPrimary(t), newBackedUp(t)
+	pgbench(t, s, "-i", "-s", "2")
+	rel := s.MustSQL(t, "postgres", "select pg_relation_filepath('pgbench_branches')")[0][0]
+	attach(t, b.node, s)
+	first := caughtUp(t, b.node, s)
+	backupList(t, b.node, "backup", "now")
+	var at []pg.LSN
+	for range 6 {
+		pgbench(t, s, "-c", "4", "-t", "150")
+		s.MustSQL(t, "postgres", "vacuum pgbench_branches", "checkpoint")
+		at = append(at, caughtUp(t, b.node, s))
+		backupList(t, b.node, "backup", "now")
+	}
+	end := at[len(at)-1]
+	b.node.Must(t, "retention", "set", fmt.Sprintf("%dkB", uint64(end-at[3])/1024))
+	type garbage struct {
+		Local []struct {
+			Gone uint64 `json:"gone_bytes"`
+		}
+		Horizon pg.LSN `json:"horizon_lsn"`
+		Objects []string
+	}
+	var dry, done garbage
+	if err := b.node.JSON(t.Context(), &dry, "gc", "--dry-run"); err != nil {
+		t.Fatal(err)
+	}
+	if len(dry.Local) != 1 || dry.Local[0].Gone == 0 || dry.Horizon <= first {
+		t.Errorf("gc --dry-run: %+v", dry)
+	}
+	if err := b.node.JSON(t.Context(), &done, "gc"); err != nil {
+		t.Fatal(err)
+	}
+	w := windowOf(t, b.node)
+	if len(done.Local) != 1 || w.Oldest != done.Horizon || w.Oldest < dry.Horizon {
+		t.Errorf("gc: %+v after %+v, the window is %+v", done, dry, w)
+	}
+	want := recordedDigests(t, b.node, random, w.Oldest, end, 4)
+	want[w.Oldest] = recordedDigests(t, b.node, random, w.Oldest, w.Oldest, 1)[w.Oldest]
+	outside(t, b.node, random, rel, first, w.Oldest)
+
+	var du struct {
+		Relations []struct {
+			Name    string
+			History uint64 `json:"history_bytes"`
+			Current uint64 `json:"current_bytes"`
+		}
+		Store uint64 `json:"store_bytes"`
+		WAL   uint64 `json:"store_wal_bytes"`
+	}
+	if err := b.node.JSON(t.Context(), &du, "du", "--top", "5"); err != nil {
+		t.Fatal(err)
+	}
+	if len(du.Relations) != 5 || du.Relations[0].History == 0 || du.Relations[0].Current == 0 || du.Store == 0 || du.WAL == 0 {
+		t.Errorf("du: %+v", du)
+	}
+	// New bases are made, and what they take the place of goes.
+	for range 4 {
+		pgbench(t, s, "-c", "4", "-t", "50")
+		end = caughtUp(t, b.node, s)
+		backupList(t, b.node, "backup", "now")
+		b.node.Must(t, "gc")
+	}
+	w = windowOf(t, b.node)
+	for l := range want {
+		if l < w.Oldest {
+			delete(want, l)
+		}
+	}
+	for l, sum := range recordedDigests(t, b.node, random, w.Oldest, end, 3) {
+		want[l] = sum
+	}
+	want[w.Oldest] = recordedDigests(t, b.node, random, w.Oldest, w.Oldest, 1)[w.Oldest]
+	backupList(t, b.node, "backup", "now") // the root says where history begins
+	b.node.Must(t, "verify")
+	b.node.Kill9()
+	n := b.recovered(t)
+	waitReadable(t, n, end)
+	compareDigests(t, n, want)
+	eventually(t, "the recovered node's window begins where it did", func() (bool, string) {
+		again := windowOf(t, n)
+		return again.Oldest >= w.Oldest, fmt.Sprintf("%+v, it was %+v", again, w)
+	})
+	outside(t, n, random, rel, first, windowOf(t, n).Oldest)
+	n.Must(t, "check")
+}

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"everpage/deploy/restoretest"
+	"everpage/pageapi"
+	"everpage/wal/pg"
+)
+
+// mark is an LSN, and what some pages were then, as they were read when it was new.
+type mark struct {
+	at     pg.LSN
+	blocks []block
+	sum    uint64
+}
+
+type block struct {
+	fork pg.RelFork
+	n    pg.BlockNumber
+}
+
+type window struct {
+	Oldest pg.LSN `json:"oldest_lsn"`
+	Newest pg.LSN `json:"newest_lsn"`
+}
+
+func (s *soaking) window(ctx context.Context) (window, error) {
+	var v struct{ Branches []window }
+	if err := s.node.JSON(ctx, &v, "info"); err != nil {
+		return window{}, err
+	}
+	if len(v.Branches) != 1 {
+		return window{}, fmt.Errorf("info tells of %d branches", len(v.Branches))
+	}
+	return v.Branches[0], nil
+}
+
+// record takes down what pages are at the newest LSN, chosen anew each time.
+func (s *soaking) record(ctx context.Context) error {
+	w, err := s.window(ctx)
+	if err != nil {
+		return err
+	}
+	m := mark{at: w.Newest}
+	var all []block
+	if _, err := s.client.Relations(ctx, pageapi.Position{LSN: m.at}, func(f pg.RelFork, blocks pg.BlockNumber) error {
+		for n := range blocks {
+			all = append(all, block{f, n})
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, i := range s.random.Perm(len(all))[:min(sampled, len(all))] {
+		m.blocks = append(m.blocks, all[i])
+	}
+	if m.sum, err = s.digest(ctx, m); err != nil {
+		return err
+	}
+	s.marks = append(s.marks, m)
+	return nil
+}
+
+// digest is one number for a mark's pages as they are answered now.
+func (s *soaking) digest(ctx context.Context, m mark) (uint64, error) {
+	h := fnv.New64a()
+	page := make([]byte, pg.BlockSize)
+	for _, b := range m.blocks {
+		if _, err := s.client.Pages(ctx, pageapi.Position{LSN: m.at}, b.fork, []pg.BlockNumber{b.n}, page); err != nil {
+			return 0, fmt.Errorf("%s block %d at %s: %w", b.fork, b.n, m.at, err)
+		}
+		h.Write(page)
+	}
+	return h.Sum64(), nil
+}
+
+// look reads inside and outside of the window.
+func (s *soaking) look(ctx context.Context) error {
+	w, err := s.window(ctx)
+	if err != nil {
+		return err
+	}
+	var inside, outside []mark
+	for _, m := range s.marks {
+		if m.at >= w.Oldest {
+			inside = append(inside, m)
+		} else {
+			outside = append(outside, m)
+		}
+	}
+	if len(inside) > 0 {
+		// The oldest, and any.
+		for _, i := range slices.Compact([]int{0, s.random.IntN(len(inside))}) {
+			if err := s.right(ctx, inside[i]); err != nil {
+				return err
+			}
+		}
+		if len(s.result.samples)%(roundsEach/2) == roundsEach/4 {
+			if err := s.balanced(ctx, inside[s.random.IntN((len(inside)+1)/2)].at); err != nil {
+				return err
+			}
+		}
+	}
+	for _, i := range s.random.Perm(len(outside))[:min(2, len(outside))] {
+		if err := s.refused(ctx, outside[i], w.Oldest); err != nil {
+			return err
+		}
+	}
+	s.marks = slices.Concat(outside[max(0, len(outside)-roundsEach):], inside)
+	return nil
+}
+
+// left tells whether an LSN has gone out of the window meanwhile, so that an answer may be a refusal.
+func (s *soaking) left(ctx context.Context, at pg.LSN) bool {
+	w, err := s.window(ctx)
+	return err == nil && at < w.Oldest
+}
+
+// right compares what a mark's pages are now with what they were.
+func (s *soaking) right(ctx context.Context, m mark) error {
+	sum, err := s.digest(ctx, m)
+	if pageapi.CodeOf(err) == pageapi.OutOfWindow && s.left(ctx, m.at) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if sum != m.sum {
+		return fmt.Errorf("%d pages at %s are not what they were", len(m.blocks), m.at)
+	}
+	s.result.inside++
+	s.result.pages += len(m.blocks)
+	return nil
+}
+
+// balanced has a stock server start on what the window gives, and pgbench's invariant checked by it.
+func (s *soaking) balanced(ctx context.Context, at pg.LSN) error {
+	_, err := s.restore.Check(ctx, at, restoretest.Checks{})
+	if err != nil && s.left(ctx, at) && strings.Contains(err.Error(), "exit code 4") {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("restored: %w", err)
+	}
+	s.result.restored++
+	return nil
+}
+
+// refused makes sure that reads outside of the window fail as they should, by the command line once a round.
+func (s *soaking) refused(ctx context.Context, m mark, oldest pg.LSN) error {
+	b := m.blocks[s.random.IntN(len(m.blocks))]
+	page := make([]byte, pg.BlockSize)
+	if _, err := s.client.Pages(ctx, pageapi.Position{LSN: m.at}, b.fork, []pg.BlockNumber{b.n}, page); pageapi.CodeOf(err) != pageapi.OutOfWindow {
+		return fmt.Errorf("%s block %d at %s, before %s where the window begins: %v", b.fork, b.n, m.at, oldest, err)
+	}
+	if r := s.node.Run(ctx, "page", "get", "global/1262", "0", "--lsn", m.at.String()); r.Code != 4 {
+		return fmt.Errorf("page get at %s, before %s where the window begins: exit code %d: %s", m.at, oldest, r.Code, r.Stderr)
+	}
+	s.result.outside++
+	return nil
+}
+
+// sample is what was taken at a moment.
+type sample struct {
+	at           time.Duration
+	local, store int64
+}
+
+func (s *soaking) measure(at time.Duration) (sample, error) {
+	x := sample{at: at}
+	var err error
+	if x.local, err = bytesUnder(s.node.Data()); err != nil {
+		return x, err
+	}
+	x.store, err = bytesUnder(s.store)
+	return x, err
+}
+
+// bytesUnder adds up the files of a directory; what vanishes meanwhile doesn't count.
+func bytesUnder(dir string) (sum int64, err error) {
+	err = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return nil
+		}
+		if info, err := d.Info(); err == nil {
+			sum += info.Size()
+		}
+		return nil
+	})
+	return sum, err
+}
+
+// plateau compares how much was taken at most in the second and in the last third of a soak: where one is reached these are alike.
+type plateau struct{ middle, last int64 }
+
+// plateauSlack is by how much the last third may be above the second: what is collected goes in steps.
+const plateauSlack = 1.3
+
+func (p plateau) reached() bool { return float64(p.last) <= plateauSlack*float64(p.middle) }
+
+func (p plateau) String() string {
+	return fmt.Sprintf("at most %.1f MB in the second third and %.1f MB in the last", float64(p.middle)/1e6, float64(p.last)/1e6)
+}
+
+func plateauOf(samples []sample, of func(sample) int64) (p plateau) {
+	n := len(samples)
+	for i, x := range samples {
+		switch {
+		case i >= 2*n/3:
+			p.last = max(p.last, of(x))
+		case i >= n/3:
+			p.middle = max(p.middle, of(x))
+		}
+	}
+	return p
+}
+
+// judge tells whether the soak was long enough to say something, and what it says.
+func (s *soaking) judge() error {
+	r := &s.result
+	r.local = plateauOf(r.samples, func(x sample) int64 { return x.local })
+	r.store = plateauOf(r.samples, func(x sample) int64 { return x.store })
+	switch {
+	case r.inside == 0 || r.outside == 0 || r.restored == 0:
+		return fmt.Errorf("seed %d: nothing was proven: %s", s.seed, r)
+	case !r.local.reached() || !r.store.reached():
+		return fmt.Errorf("seed %d: no plateau is reached: %s", s.seed, r)
+	}
+	return nil
+}

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"everpage/deploy/nodetest"
+)
+
+// TestSoak is the short form: two minutes, with a retention of twelve seconds.
+func TestSoak(t *testing.T) {
+	binary, err := nodetest.Build(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r, err := soak(t.Context(), options{binary: binary, dir: dir, duration: 2 * time.Minute, retention: 12 * time.Second, seed: uint64(time.Now().UnixNano() % 1_000_000), logf: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(r)
+}
+
+func TestPlateau(t *testing.T) {
+	var flat, grows []sample
+	for i := range 30 {
+		flat = append(flat, sample{local: int64(100 + i%7)})
+		grows = append(grows, sample{local: int64(100 + 20*i)})
+	}
+	of := func(x sample) int64 { return x.local }
+	if p := plateauOf(flat, of); !p.reached() {
+		t.Errorf("flat: %s", p)
+	}
+	if p := plateauOf(grows, of); p.reached() {
+		t.Errorf("growing: %s", p)
+	}
+}
