@@ -56,6 +56,10 @@ chaos: build servers ## kill, stop, cut off and fill up nodes, many times: deplo
 	@deploy/chaos/tools.sh
 	$(GO) run ./deploy/chaos -binary $(abspath $(BIN)) -results deploy/chaos/RESULTS.md
 
+.PHONY: soak
+soak: build servers ## twenty minutes of load with two minutes of history: bytes reach a plateau, reads inside are right, outside refused
+	$(GO) run ./deploy/soak -binary $(abspath $(BIN))
+
 .PHONY: longrun
 longrun: build servers ## the long runs, resumable by their logs in deploy/longrun
 	$(GO) run ./deploy/longrun -pages 2000000 -log deploy/longrun/verify-15.log
