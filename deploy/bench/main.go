@@ -50,6 +50,7 @@ var parts = []struct {
 	{"node", (*bench).node},
 	{"scale", (*bench).scale},
 	{"rereplicate", (*bench).rereplicate},
+	{"collect", (*bench).collect},
 }
 
 type bench struct {
@@ -87,7 +88,7 @@ func run(ctx context.Context) (err error) {
 	runs := flag.Int("runs", 0, "how often each measurement is repeated (default 5, 3 with -quick)")
 	out := flag.String("out", "", "directory for results.json and RESULTS.md (default: only print)")
 	work := flag.String("dir", "", "directory for databases and WAL, tens of GB in a full run (default: a temporary one)")
-	only := flag.String("only", "", "parts to run, comma separated: redo, small, images, node, scale, rereplicate (default: all)")
+	only := flag.String("only", "", "parts to run, comma separated: redo, small, images, node, scale, rereplicate, collect (default: all)")
 	keep := flag.Bool("keep", false, "leave the databases and the WAL in -dir")
 	seed := flag.Int64("seed", time.Now().UnixNano()%1_000_000, "of pgbench and of the choice of pages")
 	flag.Parse()
