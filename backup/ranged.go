@@ -66,6 +66,17 @@ func (c *extents) drop(key extentKey) {
 	c.bytes -= key.length
 }
 
+// forget drops all of a part of an object.
+func (c *extents) forget(object string, offset, length int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key := range c.m {
+		if key.object == object && key.start >= offset && key.start < offset+length {
+			c.drop(key)
+		}
+	}
+}
+
 // evict lets go of the extent that was used longest ago. The caller holds mu.
 func (c *extents) evict() {
 	var oldest extentKey

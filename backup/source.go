@@ -87,9 +87,12 @@ func (s *Source) manifest(ctx context.Context, key shardKey) (*Manifest, error) 
 func (s *Source) Versions(ctx context.Context, branch uint32, key pg.PageKey, at pg.LSN) ([]chunk.PageVersion, error) {
 	var versions []chunk.PageVersion
 	var err error
-	// A manifest that was replaced while it was read may name objects that are gone by now: then the new one is asked, once.
+	// A manifest that was replaced while it was read may name objects that are gone by now: then the new one is asked, once. What arrived damaged was forgotten,
+	// and may arrive whole.
 	for range 2 {
-		if versions, err = s.versions(ctx, branch, key, at); !errors.Is(err, store.ErrNotExist) {
+		versions, err = s.versions(ctx, branch, key, at)
+		var damaged *damagedLayer
+		if !errors.Is(err, store.ErrNotExist) && !errors.As(err, &damaged) {
 			break
 		}
 	}
@@ -126,7 +129,7 @@ func (s *Source) versions(ctx context.Context, branch uint32, key pg.PageKey, at
 		layers = layers[len(wave):]
 		for i, got := range s.wave(ctx, wave, key, at) {
 			if got.err != nil {
-				return nil, fmt.Errorf("layer in %s at %d: %w", wave[i].Object, wave[i].Offset, got.err)
+				return nil, got.err
 			}
 			for _, v := range got.list {
 				if len(out) > 0 && v.LSN >= out[len(out)-1].LSN {
@@ -158,15 +161,42 @@ func (s *Source) wave(ctx context.Context, layers []Layer, key pg.PageKey, at pg
 	for i, l := range layers {
 		wg.Go(func() {
 			f, err := s.open(l)
-			if err != nil {
-				out[i].err = err
-				return
+			if err == nil {
+				out[i].list, out[i].based, err = f.PageVersions(ctx, key, at)
 			}
-			out[i].list, out[i].based, out[i].err = f.PageVersions(ctx, key, at)
+			if err != nil {
+				out[i].err = s.failed(ctx, l, err)
+			}
 		})
 	}
 	wg.Wait()
 	return out
+}
+
+// damagedLayer is what came from the store and is not what was written.
+type damagedLayer struct {
+	layer Layer
+	err   error
+}
+
+func (e *damagedLayer) Error() string {
+	return fmt.Sprintf("layer in %s at %d: %v", e.layer.Object, e.layer.Offset, e.err)
+}
+
+func (e *damagedLayer) Unwrap() error { return e.err }
+
+// failed names the layer that could not be read. Unless the store itself tells the reason, what was read of it is forgotten: it may have been damaged on its
+// way here only.
+func (s *Source) failed(ctx context.Context, l Layer, err error) error {
+	var told *store.Error
+	if ctx.Err() != nil || errors.As(err, &told) && (store.Temporary(err) || errors.Is(err, store.ErrNotExist)) {
+		return fmt.Errorf("layer in %s at %d: %w", l.Object, l.Offset, err)
+	}
+	s.mu.Lock()
+	delete(s.layers, layerKey{l.Object, l.Offset})
+	s.mu.Unlock()
+	s.extents.forget(l.Object, l.Offset, l.Length)
+	return &damagedLayer{l, err}
 }
 
 // open opens a layer, or finds it open.

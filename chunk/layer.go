@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"slices"
 
@@ -19,12 +20,14 @@ import (
 )
 
 // A layer carries versions between stores: of one shard, of one chunk, or all that is small of a branch. Its form is a stream: layerMagic, the length
-// (uint32, big-endian) and JSON of the Layer, then tables, then tagEnd with the length and JSON of a layerEnd, that length once more, and layerFoot. A table
+// (uint32, big-endian) and JSON of the Layer with its CRC-32C, then tables, then tagEnd with length, JSON and CRC of a layerEnd, that length once more, and
+// layerFoot. Whoever reads at random goes by what the two say, and would find nothing in the wrong place: hence their checksums. A table
 // is tagTable, the length and the bytes of an sstable, and tagWhole if the chunks in it end there, tagPart if the last one goes on in the next table. Keys
 // ascend throughout. The end lists the tables, so that a layer that lies in a file or an object is also read page by page.
 const (
-	layerMagic = "everpage layer 1\n"
-	layerFoot  = "EPL1"
+	layerMagic = "everpage layer 2\n"
+	layerFoot  = "EPL2"
+	crcBytes   = 4
 	tagTable   = 'T'
 	tagWhole   = 'W'
 	tagPart    = 'P'
@@ -294,6 +297,7 @@ func (x *exporter) json(v any) {
 	}
 	x.write(binary.BigEndian.AppendUint32(nil, uint32(len(b))))
 	x.write(b)
+	x.write(binary.BigEndian.AppendUint32(nil, crc32.Checksum(b, castagnoli)))
 }
 
 // tableBytes gathers a table in memory.
@@ -420,7 +424,7 @@ func (x *exporter) end() error {
 	x.write([]byte{tagEnd})
 	start := x.at
 	x.json(&x.count)
-	x.write(binary.BigEndian.AppendUint32(nil, uint32(x.at-start-4)))
+	x.write(binary.BigEndian.AppendUint32(nil, uint32(x.at-start-4-crcBytes)))
 	x.write([]byte(layerFoot))
 	if x.err == nil {
 		x.err = x.out.Flush()

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -57,7 +56,7 @@ func (f *LayerFile) header(size int64) error {
 		return ErrFormat
 	}
 	at := int64(len(layerMagic)) + 4
-	k := int64(binary.BigEndian.Uint32(b))
+	k := int64(binary.BigEndian.Uint32(b)) + crcBytes
 	if b = b[4:]; k > int64(len(b)) {
 		if k > maxLayerHead || at+k > size {
 			return errShape
@@ -67,8 +66,8 @@ func (f *LayerFile) header(size int64) error {
 			return err
 		}
 	}
-	if err := json.Unmarshal(b[:k], &f.Layer); err != nil {
-		return fmt.Errorf("%w: %w", errShape, err)
+	if err := openJSON(b[:k], &f.Layer); err != nil {
+		return err
 	}
 	n = min(size, layerEdge)
 	tail := make([]byte, n)
@@ -79,7 +78,7 @@ func (f *LayerFile) header(size int64) error {
 	if !ok || len(b) < 4 {
 		return fmt.Errorf("%w: its end is missing", errShape)
 	}
-	k = int64(binary.BigEndian.Uint32(b[len(b)-4:]))
+	k = int64(binary.BigEndian.Uint32(b[len(b)-4:])) + crcBytes
 	if b = b[:len(b)-4]; k > int64(len(b)) {
 		if k > maxLayerJSON || k > size {
 			return errShape
@@ -90,8 +89,8 @@ func (f *LayerFile) header(size int64) error {
 		}
 	}
 	var end layerEnd
-	if err := json.Unmarshal(b[int64(len(b))-k:], &end); err != nil {
-		return fmt.Errorf("%w: %w", errShape, err)
+	if err := openJSON(b[int64(len(b))-k:], &end); err != nil {
+		return err
 	}
 	for i, p := range end.Tables {
 		if len(p.First) != prefixLen || len(p.Last) != prefixLen || p.Offset < 0 || p.Length < 0 || p.Offset+p.Length > size ||

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"slices"
 
@@ -144,11 +145,23 @@ func readJSON(in *bufio.Reader, v any) error {
 	if err != nil {
 		return err
 	}
-	b := make([]byte, n)
+	b := make([]byte, int64(n)+crcBytes)
 	if _, err := io.ReadFull(in, b); err != nil {
 		return truncated(err)
 	}
-	return json.Unmarshal(b, v)
+	return openJSON(b, v)
+}
+
+// openJSON reads JSON that its checksum follows.
+func openJSON(b []byte, v any) error {
+	body, sum := b[:len(b)-crcBytes], b[len(b)-crcBytes:]
+	if crc32.Checksum(body, castagnoli) != binary.BigEndian.Uint32(sum) {
+		return fmt.Errorf("%w: a checksum is wrong", errShape)
+	}
+	if err := json.Unmarshal(body, v); err != nil {
+		return fmt.Errorf("%w: %w", errShape, err)
+	}
+	return nil
 }
 
 func readLength(in *bufio.Reader, most uint32) (uint32, error) {
