@@ -180,7 +180,7 @@ func (w *world) recover(objects store.Store) pg.LSN {
 	s.SetSource(src)
 	hi := progress[testBranch].Resume
 	w.compare(s, hi)
-	f := &Filler{Source: src, Target: s, Log: slog.New(slog.DiscardHandler)}
+	f := &Filler{Source: src, Store: objects, Target: s, Log: slog.New(slog.DiscardHandler)}
 	for list := f.missing(); len(list) > 0; list = f.missing() {
 		if err := f.fill(ctx, list[0]); err != nil {
 			w.t.Fatal(err)

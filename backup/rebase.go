@@ -4,7 +4,7 @@ import "everpage/wal/pg"
 
 // How many layers a shard may have, and how many deltas are made one so that it has fewer.
 const (
-	maxLayers = 48
+	maxLayers = 24
 	minMerged = 8
 )
 

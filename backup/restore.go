@@ -144,6 +144,7 @@ func allShards(n uint32) []placement.Shard {
 // Filler fills the shards that a version store owns and has not got, behind the reads: those first that are asked for.
 type Filler struct {
 	Source *Source
+	Store  store.Store // where layers are read: that of Source, or what limits it
 	Target Target
 	Log    *slog.Logger
 
@@ -219,7 +220,7 @@ func (f *Filler) fill(ctx context.Context, key shardKey) error {
 		return err
 	}
 	for _, l := range m.Layers {
-		r := newLayerReader(ctx, f.Source.store, l)
+		r := newLayerReader(ctx, f.Store, l)
 		_, err := im.Add(ctx, r)
 		r.close()
 		if err != nil {

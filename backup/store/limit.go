@@ -2,11 +2,12 @@ package store
 
 import (
 	"context"
+	"io"
 	"sync"
 	"time"
 )
 
-// Limited is a store whose uploads take no more than a number of bytes a second, on average over a few seconds.
+// Limited is a store whose uploads and downloads together take no more than a number of bytes a second, on average over a few seconds.
 type Limited struct {
 	Store
 	rate float64
@@ -19,7 +20,7 @@ type Limited struct {
 // limitBurst is for how long a limited store may save up what it didn't use.
 const limitBurst = time.Second
 
-// Limit caps the uploads to s; 0: they are not.
+// Limit caps what goes to s and comes from it; 0: it doesn't.
 func Limit(s Store, bytesPerSecond int64) Store {
 	if bytesPerSecond <= 0 {
 		return s
@@ -30,6 +31,31 @@ func Limit(s Store, bytesPerSecond int64) Store {
 // Put implements Store.
 func (l *Limited) Put(ctx context.Context, name string, body Body) error {
 	return l.Store.Put(ctx, name, &limitedBody{Body: body, l: l, ctx: ctx})
+}
+
+// Get implements Store.
+func (l *Limited) Get(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
+	r, err := l.Store.Get(ctx, name, offset, length)
+	if err != nil {
+		return nil, err
+	}
+	return &limitedReader{ReadCloser: r, l: l, ctx: ctx}, nil
+}
+
+type limitedReader struct {
+	io.ReadCloser
+	l   *Limited
+	ctx context.Context
+}
+
+func (r *limitedReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p[:min(len(p), max(int(r.l.rate), 1))])
+	if n > 0 {
+		if err := r.l.take(r.ctx, n); err != nil {
+			return 0, err
+		}
+	}
+	return n, err
 }
 
 // take waits until n bytes may go.

@@ -70,6 +70,7 @@ of the shards. A node that is a member comes back by itself, also at another add
 	f.Int64Var(&c.CollectRate, "gc-rate", 32<<20, "`bytes` a second that collecting versions below the horizon reads at most")
 	f.DurationVar(&c.GCGrace, "gc-grace", time.Hour, "`duration` for which objects stay in the store that nothing refers to any more")
 	f.Int64Var(&c.BackupRate, "backup-rate", 0, "`bytes` a second that uploads of pages may take; 0 for no limit")
+	f.Int64Var(&c.RestoreRate, "restore-rate", 0, "`bytes` a second with which shards are filled from the store, behind the reads; 0 for no limit")
 	f.DurationVar(&c.ArchiveEvery, "archive-every", 10*time.Second, "`duration` for which the newest WAL may be missing in the store")
 	f.Int64Var(&c.RunBytes, "run", 32<<20, "`bytes` of versions gathered in memory before they are written as a table")
 	f.Uint32Var(&c.SegmentBlocks, "segment-blocks", 0, "blocks in a chunk; acts only when the data directory is made")

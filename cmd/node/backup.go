@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"everpage/backup"
+	"everpage/backup/store"
 	"everpage/wal"
 	"everpage/wal/pg"
 	"everpage/wal/stream"
@@ -22,7 +23,7 @@ func (n *Node) startBackups() error {
 		return nil
 	}
 	b.source = backup.NewSource(b.store, b.registry)
-	b.filler = &backup.Filler{Source: b.source, Target: n.store, Log: n.cfg.Logger}
+	b.filler = &backup.Filler{Source: b.source, Store: store.Limit(b.store, n.cfg.RestoreRate), Target: n.store, Log: n.cfg.Logger}
 	b.uploader = backup.New(backup.Options{
 		Store: b.limited, Registry: b.registry, History: n.store, Root: n.follow.root, Archived: b.archivedEnd, Hurry: b.hurry, Owns: b.owner.Check,
 		Dir: filepath.Join(n.cfg.Data, packDir), Every: n.cfg.BackupEvery, Bytes: backupBytes, Log: n.cfg.Logger,

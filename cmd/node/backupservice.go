@@ -100,7 +100,7 @@ func (s *backupService) Backups(ctx context.Context, _ *pb.BackupsRequest) (*pb.
 }
 
 // manifestsWait bounds how long a status waits for manifests that aren't known here.
-const manifestsWait = 3 * time.Second
+const manifestsWait = 5 * time.Second
 
 func joinText(a, b string) string {
 	if a == "" {

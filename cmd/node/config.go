@@ -46,6 +46,7 @@ type Config struct {
 	BackupEvery  time.Duration // at most between two uploads of pages
 	GCGrace      time.Duration // how old an object of the store must be that is deleted
 	BackupRate   int64         // bytes a second of these uploads; 0: no limit
+	RestoreRate  int64         // bytes a second of shards that are filled from the store; 0: no limit. What is read meanwhile isn't limited
 
 	SegmentBlocks uint32 // blocks in a chunk; fixed when the data directory is made. Anything but 131072 is for tests
 	Logger        *slog.Logger
