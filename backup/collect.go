@@ -79,7 +79,26 @@ func TakeInventory(ctx context.Context, s store.Store, r Registry, branches []ui
 			}
 		}
 	}
-	return inv, inv.needRoot(ctx, s)
+	if err := inv.needRoot(ctx, s); err != nil {
+		return nil, err
+	}
+	return inv, inv.newer(ctx, s)
+}
+
+// newer adds the needed objects that came after the listing.
+func (inv *Inventory) newer(ctx context.Context, s store.Store) error {
+	for _, name := range inv.Missing() {
+		i, err := s.Stat(ctx, name)
+		if errors.Is(err, store.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		inv.Objects[name] = i
+		inv.Bytes += i.Size
+	}
+	return nil
 }
 
 // needRoot adds what the newest root refers to: where it was not replaced since, as after a stop, recovery would begin with older manifests than the current.

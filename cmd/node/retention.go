@@ -56,7 +56,8 @@ func (l *leader) moveHorizons(ctx context.Context, s *cluster.State) error {
 	}
 	l.horizon = time.Now()
 	for _, t := range l.n.horizonTargets(ctx, s, l.gone) {
-		if t.lsn > s.Horizon(t.branch).Planned {
+		// One step after the other: a plan that changes all the time would never be final.
+		if h := s.Horizon(t.branch); t.lsn > h.Planned && h.Planned == h.Applied {
 			if err := l.propose(ctx, &command.PlanHorizon{Branch: t.branch, LSN: t.lsn}); err != nil {
 				return err
 			}
