@@ -45,6 +45,19 @@ func (l *load) stop() {
 	l.done.Wait()
 }
 
+// follows makes the gap between the last commit of the load before and the first one of this one count.
+func (l *load) follows(before *load) {
+	before.mu.Lock()
+	last, longest := before.last, before.longest
+	before.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.acked) == 0 {
+		l.last = last
+	}
+	l.longest = max(l.longest, longest)
+}
+
 func (l *load) acknowledge(ctx context.Context, s *pgtest.Server, id int) {
 	for ctx.Err() == nil {
 		conn, err := s.Conn(ctx, "postgres")
@@ -77,18 +90,38 @@ func (l *load) acknowledged() ([]int, time.Duration) {
 	return append([]int{}, l.acked...), longest
 }
 
-// missing counts the ids without a committed row, in the newest pages that the cluster serves.
-func missing(ctx context.Context, c *pageapi.Client, acks pg.RelFileLocator, want []int) (int, error) {
-	fork := pg.RelFork{RelFileLocator: acks, Fork: pg.MainFork}
-	blocks, at, err := c.RelSize(ctx, pageapi.Position{}, fork)
-	if err != nil {
-		return len(want), err
+// missing counts the ids without a committed row in the newest pages of any of the branches: what an asynchronous standby had not got when it was promoted is on the
+// branch that was left then.
+func missing(ctx context.Context, c *pageapi.Client, acks pg.RelFileLocator, want []int, branches ...uint32) (int, error) {
+	for _, b := range branches {
+		there, err := rows(ctx, c, acks, b)
+		if err != nil {
+			return len(want), fmt.Errorf("branch %d: %w", b, err)
+		}
+		var still []int
+		for _, id := range want {
+			if !there[id] {
+				still = append(still, id)
+			}
+		}
+		want = still
 	}
+	return len(want), nil
+}
+
+// rows are the ids whose row is committed in the newest pages of a branch, 0 for main.
+func rows(ctx context.Context, c *pageapi.Client, acks pg.RelFileLocator, branch uint32) (map[int]bool, error) {
+	fork := pg.RelFork{RelFileLocator: acks, Fork: pg.MainFork}
+	blocks, end, err := c.RelSize(ctx, pageapi.Position{Branch: branch}, fork)
+	if err != nil {
+		return nil, err
+	}
+	at := pageapi.Position{Branch: branch, LSN: end}
 	page := make(pg.Page, pg.BlockSize)
-	xids := map[int]pg.TransactionID{}
+	there, segments := map[int]bool{}, map[uint32][]byte{}
 	for b := range blocks {
-		if _, err := c.Pages(ctx, pageapi.Position{LSN: at}, fork, []pg.BlockNumber{b}, page); err != nil {
-			return len(want), err
+		if _, err := c.Pages(ctx, at, fork, []pg.BlockNumber{b}, page); err != nil {
+			return nil, err
 		}
 		for i := range page.ItemCount() {
 			item := page.Item(pg.OffsetNumber(i + 1))
@@ -97,38 +130,33 @@ func missing(ctx context.Context, c *pageapi.Client, acks pg.RelFileLocator, wan
 			}
 			tuple := page[item.Offset() : item.Offset()+item.Length()]
 			var id, again int
-			if from := bytes.Index(tuple, []byte("<ack ")); from >= 0 {
-				if _, err := fmt.Sscanf(string(tuple[from:]), "<ack %d of %d ack>", &id, &again); err == nil && id == again {
-					xids[id] = binary.LittleEndian.Uint32(tuple) // t_xmin
-				}
+			from := bytes.Index(tuple, []byte("<ack "))
+			if from < 0 {
+				continue
+			}
+			if _, err := fmt.Sscanf(string(tuple[from:]), "<ack %d of %d ack>", &id, &again); err != nil || id != again {
+				continue
+			}
+			xmin := binary.LittleEndian.Uint32(tuple)
+			if ok, err := committed(ctx, c, at, segments, xmin); err != nil {
+				return nil, err
+			} else if ok {
+				there[id] = true
 			}
 		}
 	}
-	segments := map[uint32][]byte{}
-	n := 0
-	for _, id := range want {
-		xid, ok := xids[id]
-		if ok {
-			if ok, err = committed(ctx, c, at, segments, xid); err != nil {
-				return len(want), err
-			}
-		}
-		if !ok {
-			n++
-		}
-	}
-	return n, nil
+	return there, nil
 }
 
 // committed asks the commit log at an LSN (TransactionIdGetStatus).
-func committed(ctx context.Context, c *pageapi.Client, at pg.LSN, segments map[uint32][]byte, xid pg.TransactionID) (bool, error) {
+func committed(ctx context.Context, c *pageapi.Client, at pageapi.Position, segments map[uint32][]byte, xid pg.TransactionID) (bool, error) {
 	const perByte, committedBits = 4, 1
 	page := xid / pg.XactsPerPage
 	number := page / pg.SLRUPagesPerSegment
 	segment := segments[number]
 	if segment == nil {
 		var err error
-		if segment, err = c.SLRUSegment(ctx, pageapi.Position{LSN: at}, pg.Xact, number); err != nil {
+		if segment, err = c.SLRUSegment(ctx, at, pg.Xact, number); err != nil {
 			return false, err
 		}
 		segments[number] = segment

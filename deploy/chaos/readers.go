@@ -12,10 +12,10 @@ import (
 	"everpage/wal/pg"
 )
 
-// pageAt is a page at an LSN.
+// pageAt is a page of a branch at an LSN.
 type pageAt struct {
 	key pg.PageKey
-	lsn pg.LSN
+	at  pageapi.Position
 }
 
 // readers read random pages all the while and hold each answer against what is known: a page at an LSN never changes, whoever answers and whatever was killed. At
@@ -29,7 +29,7 @@ type readers struct {
 	known    map[pageAt][sha256.Size]byte
 	order    []pageAt // of known, to draw from
 	rels     []pg.RelFork
-	lsns     []pg.LSN // that every node can answer
+	ats      []pageapi.Position // that every node can answer
 	compared int
 	read     int
 	errors   []string
@@ -69,10 +69,10 @@ func (r *readers) draw(random *rand.Rand) (pageAt, bool) {
 	if len(r.order) > 0 && (random.IntN(2) == 0 || len(r.order) >= knownPages) {
 		return r.order[random.IntN(len(r.order))], true
 	}
-	if len(r.rels) == 0 || len(r.lsns) == 0 {
+	if len(r.rels) == 0 || len(r.ats) == 0 {
 		return pageAt{}, false
 	}
-	return pageAt{pg.PageKey{RelFork: r.rels[random.IntN(len(r.rels))], Block: pg.BlockNumber(random.IntN(1700))}, r.lsns[random.IntN(len(r.lsns))]}, true
+	return pageAt{pg.PageKey{RelFork: r.rels[random.IntN(len(r.rels))], Block: pg.BlockNumber(random.IntN(1700))}, r.ats[random.IntN(len(r.ats))]}, true
 }
 
 func (r *readers) loop(ctx context.Context, random *rand.Rand) {
@@ -86,7 +86,7 @@ func (r *readers) loop(ctx context.Context, random *rand.Rand) {
 			continue
 		}
 		bounded, cancel := context.WithTimeout(ctx, readTimeout)
-		_, err := r.client.Pages(bounded, pageapi.Position{LSN: what.lsn}, what.key.RelFork, []pg.BlockNumber{what.key.Block}, page)
+		_, err := r.client.Pages(bounded, what.at, what.key.RelFork, []pg.BlockNumber{what.key.Block}, page)
 		cancel()
 		if ctx.Err() != nil {
 			return
@@ -111,7 +111,7 @@ func (r *readers) judge(what pageAt, page pg.Page, absent bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil && !absent {
-		r.errors = append(r.errors, fmt.Sprintf("%s at %s: %v", what.key, what.lsn, err))
+		r.errors = append(r.errors, fmt.Sprintf("%s at %s of branch %d: %v", what.key, what.at.LSN, what.at.Branch, err))
 		return
 	}
 	sum := sha256.Sum256(page)
@@ -122,7 +122,7 @@ func (r *readers) judge(what pageAt, page pg.Page, absent bool, err error) {
 	if have, ok := r.known[what]; ok {
 		r.compared++
 		if have != sum {
-			r.wrong = append(r.wrong, fmt.Sprintf("%s at %s is not what it was", what.key, what.lsn))
+			r.wrong = append(r.wrong, fmt.Sprintf("%s at %s of branch %d is not what it was", what.key, what.at.LSN, what.at.Branch))
 		}
 		return
 	}
@@ -132,14 +132,14 @@ func (r *readers) judge(what pageAt, page pg.Page, absent bool, err error) {
 	}
 }
 
-// at lets the readers read at one more LSN, which every node can answer.
-func (r *readers) at(lsn pg.LSN) {
+// at lets the readers read at one more position, which every node can answer.
+func (r *readers) at(at pageapi.Position) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.lsns) == 64 {
-		r.lsns = r.lsns[1:]
+	if len(r.ats) == 64 {
+		r.ats = r.ats[1:]
 	}
-	r.lsns = append(r.lsns, lsn)
+	r.ats = append(r.ats, at)
 }
 
 // tally is what the readers saw since the last one.

@@ -13,6 +13,7 @@ import (
 
 	"everpage/deploy/nodetest"
 	"everpage/deploy/pgtest"
+	"everpage/pageapi"
 	"everpage/wal/pg"
 )
 
@@ -64,7 +65,10 @@ type run struct {
 	load    *load
 	acks    pg.RelFileLocator
 	acked   []int
-	number  int // of the next commit's row
+	number  int    // of the next commit's row
+	branch  uint32 // that main is, and those that it was before
+	left    []uint32
+	moves   int // promotions
 	tmpfs   string
 	disk    *slowDisk
 }
@@ -105,12 +109,7 @@ func (r *run) start(ctx context.Context) (err error) {
 	if r.net, err = newNetwork(ctx, os.Getpid()%10000, nodeCount); err != nil {
 		return err
 	}
-	r.primary, err = pgtest.Start(ctx, pgtest.Config{
-		Dir: filepath.Join(r.o.dir, "primary"), InitdbArgs: []string{"--data-checksums"}, Args: []string{"-c", "listen_addresses=127.0.0.1," + r.net.host()},
-		HBA: []string{"host all all " + r.net.subnet + ".0/24 trust", "host replication all " + r.net.subnet + ".0/24 trust"},
-		Settings: map[string]string{"wal_level": "replica", "max_wal_senders": "20", "max_replication_slots": "20", "shared_buffers": "32MB", "max_wal_size": "256MB",
-			"autovacuum_naptime": "1s", "wal_sender_timeout": "5s"},
-	})
+	r.primary, err = pgtest.Start(ctx, r.server("primary"))
 	if err != nil {
 		return err
 	}
@@ -143,6 +142,7 @@ func (r *run) start(ctx context.Context) (err error) {
 	if r.disk, err = mountSlowDisk(behind, slow); err != nil {
 		return err
 	}
+	r.branch = 1
 	r.cluster, err = nodetest.StartCluster(ctx, nodeCount, nodetest.Config{
 		Binary: r.o.binary, Data: filepath.Join(r.o.dir, "nodes"),
 		Args: []string{"--shards", fmt.Sprint(r.o.shards), "--replicas", fmt.Sprint(r.o.replicas), "--dead-after", "30s", "--spool-keep", fmt.Sprint(128 << 20), "--run", fmt.Sprint(8 << 20)},
@@ -182,6 +182,16 @@ func (r *run) start(ctx context.Context) (err error) {
 	}
 	r.load = startLoad(ctx, r.primary, 0)
 	return nil
+}
+
+// server says how a primary runs, and what may become one.
+func (r *run) server(name string) pgtest.Config {
+	return pgtest.Config{
+		Dir: filepath.Join(r.o.dir, name), InitdbArgs: []string{"--data-checksums"}, Args: []string{"-c", "listen_addresses=127.0.0.1," + r.net.host()},
+		HBA: []string{"host all all " + r.net.subnet + ".0/24 trust", "host replication all " + r.net.subnet + ".0/24 trust"},
+		Settings: map[string]string{"wal_level": "replica", "max_wal_senders": "20", "max_replication_slots": "20", "shared_buffers": "32MB", "max_wal_size": "256MB",
+			"autovacuum_naptime": "1s", "wal_sender_timeout": "5s"},
+	}
 }
 
 // relations tells the readers what to read: pgbench's tables and indexes.
@@ -334,7 +344,7 @@ func (r *run) settled(ctx context.Context) error {
 		}
 	}
 	if r.readers != nil {
-		r.readers.at(want)
+		r.readers.at(pageapi.Position{Branch: r.branch, LSN: want})
 	}
 	return nil
 }
@@ -352,7 +362,7 @@ func (r *run) compare(ctx context.Context, out *outcome) error {
 	}
 	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	lost, err := missing(bounded, r.readers.client, r.acks, r.acked)
+	lost, err := missing(bounded, r.readers.client, r.acks, r.acked, append([]uint32{0}, r.left...)...)
 	if err != nil {
 		return fmt.Errorf("look for commits: %w", err)
 	}
@@ -381,26 +391,25 @@ func (r *run) compare(ctx context.Context, out *outcome) error {
 // invariant restores a random LSN that the readers know and asks a stock server for pgbench's four sums.
 func (r *run) invariant(ctx context.Context) error {
 	r.readers.mu.Lock()
-	lsns := r.readers.lsns
-	at := lsns[r.random.IntN(len(lsns))]
+	at := r.readers.ats[r.random.IntN(len(r.readers.ats))]
 	r.readers.mu.Unlock()
 	dir := filepath.Join(r.o.dir, "restored")
 	defer os.RemoveAll(dir)
-	if res := r.cluster.Nodes[r.random.IntN(nodeCount)].Run(ctx, "restore", filepath.Join(dir, "data"), "--lsn", at.String(), "--quiet"); res.Code != 0 {
-		return fmt.Errorf("restore at %s: exit code %d: %s", at, res.Code, res.Stderr)
+	if res := r.cluster.Nodes[r.random.IntN(nodeCount)].Run(ctx, "restore", filepath.Join(dir, "data"), "--lsn", at.LSN.String(), "--branch", fmt.Sprint(at.Branch), "--quiet"); res.Code != 0 {
+		return fmt.Errorf("restore at %s: exit code %d: %s", at.LSN, res.Code, res.Stderr)
 	}
 	s, err := pgtest.Open(ctx, filepath.Join(dir, "data"), pgtest.Config{Dir: filepath.Join(dir, "server")})
 	if err != nil {
-		return fmt.Errorf("start what was restored at %s: %w", at, err)
+		return fmt.Errorf("start what was restored at %s: %w", at.LSN, err)
 	}
 	defer s.Close()
 	rows, err := s.SQL(ctx, "postgres", "select sum(abalance), (select sum(tbalance) from pgbench_tellers), (select sum(bbalance) from pgbench_branches), (select coalesce(sum(delta), 0) from pgbench_history) from pgbench_accounts")
 	if err != nil {
-		return fmt.Errorf("ask what was restored at %s: %w", at, err)
+		return fmt.Errorf("ask what was restored at %s: %w", at.LSN, err)
 	}
 	for _, v := range rows[0] {
 		if v != rows[0][0] {
-			return fmt.Errorf("restored at %s the sums of accounts, tellers, branches and history differ: %v", at, rows[0])
+			return fmt.Errorf("restored at %s the sums of accounts, tellers, branches and history differ: %v", at.LSN, rows[0])
 		}
 	}
 	return nil
