@@ -29,7 +29,8 @@ type branchState struct {
 
 	// Under Store.mu:
 	durable *Progress
-	high    pg.LSN // the highest LSN ever stored, durable or not, committed or not
+	high    pg.LSN // the highest LSN that a writer ever stored, durable or not, committed or not
+	reach   pg.LSN // the highest LSN up to which versions were or may be imported
 	run     *run   // the run that took the last version
 	runLSN  pg.LSN // that version's LSN
 	before  pg.LSN // high when run got its first version of this branch

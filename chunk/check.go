@@ -49,7 +49,7 @@ func (s *Store) Check(ctx context.Context, report func(Violation)) (Walked, erro
 	s.branches.Range(func(_, v any) bool {
 		b := v.(*branchState)
 		if p := b.current(); p != nil {
-			c.high[b.num], c.readable[b.num], c.horizon[b.num] = b.high, p.Readable, p.Horizon
+			c.high[b.num], c.readable[b.num], c.horizon[b.num] = max(b.high, b.reach), p.Readable, p.Horizon
 			c.checkProgress(b.num, p, b.durable)
 		}
 		return true

@@ -184,8 +184,18 @@ func (s *Store) Own(branch uint32, shards ...placement.Shard) (from pg.LSN, err 
 	set(^pg.LSN(0))
 	at := max(b.high, pg.LSN(b.at.Load()), p.Readable, p.Resume)
 	set(at)
+	b.reached(at)
 	b.dirty = true
 	return max(from, at), nil
+}
+
+// reached notes that imports bring versions up to at. They begin with a flush, so that what a table says of the branch's highest LSN is never below what
+// is in the tables, although the writer, which didn't keep these shards, may have stored nothing so far up. Under Store.mu.
+func (b *branchState) reached(at pg.LSN) {
+	if at > b.reach && at != ^pg.LSN(0) {
+		b.reach = at
+		b.dirty = b.dirty || b.current() != nil
+	}
 }
 
 // Disown makes the store keep no more versions of these shards' pages, and answer no reads of them. DropShard then frees their space.
@@ -401,6 +411,10 @@ func (b *branchState) settleCoverage(shards uint32) {
 	}
 	for k, e := range b.loaded {
 		n.shards[k] = e
+		b.reached(e.From)
+	}
+	for _, c := range n.chunks {
+		b.reached(c.From)
 	}
 	b.cover.Store(n)
 	b.loaded = nil

@@ -26,7 +26,9 @@ func (s *Store) Evict(branch uint32, chunk placement.Chunk) error {
 		if b.current() == nil || !n.shard(shard).Owned {
 			return ErrNotHere
 		}
-		n.chunks[chunk] = Coverage{Owned: true, From: from()}
+		at := from()
+		n.chunks[chunk] = Coverage{Owned: true, From: at}
+		b.reached(at)
 		b.coverDirty[coverKey{one: true, chunk: chunk}] = true
 		b.shrunk.Add(1)
 		b.cover.Store(n)

@@ -293,3 +293,56 @@ func TestFleet(t *testing.T) {
 		t.Error("the history did not move enough")
 	}
 }
+
+// What was imported never lies beyond what a crash leaves of the branch's progress, although the writer stored nothing so far up.
+func TestImportAhead(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 22)) // its last record changes a page that was there
+	x := newFleet(t, rng, 2)
+	x.join(x.nodes[1])
+	a, b := x.nodes[0], x.nodes[1]
+	if err := b.s.Disown(testBranch, allShards(b)...); err != nil {
+		t.Fatal(err)
+	}
+	state := b.s.branch(testBranch)
+	for n := 0; pg.LSN(state.at.Load()) <= state.high; n++ {
+		if n > 10_000 {
+			t.Fatal("no record without anything to store")
+		}
+		b.step()
+	}
+	for a.fed < b.fed {
+		a.step()
+	}
+	a.step()
+	a.commit()
+	if _, err := b.s.Own(testBranch, allShards(b)...); err != nil {
+		t.Fatal(err)
+	}
+	for i, k := range allShards(b) {
+		var buf bytes.Buffer
+		if _, err := a.s.ExportLayer(context.Background(), LayerSpec{Branch: testBranch, Shard: k}, &buf); errors.Is(err, ErrNotHere) {
+			continue
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.s.ImportLayer(context.Background(), &buf); err != nil {
+			t.Fatalf("shard %d: %v", i, err)
+		}
+		b.crash()
+		b.check()
+		if _, err := b.s.Own(testBranch, allShards(b)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.commit()
+	x.compare()
+	b.close()
+	a.close()
+}
+
+func allShards(w *world) (list []placement.Shard) {
+	for i := range placement.Shard(w.opt.Shards) {
+		list = append(list, i)
+	}
+	return list
+}

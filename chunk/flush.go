@@ -47,7 +47,7 @@ func (s *Store) freeze() error {
 	s.branches.Range(func(_, v any) bool {
 		if b := v.(*branchState); !b.dropped {
 			if p := b.current(); p != nil {
-				s.active.progress = append(s.active.progress, branchProgress{b: b, p: p, high: b.high, after: b.over})
+				s.active.progress = append(s.active.progress, branchProgress{b: b, p: p, high: max(b.high, b.reach), after: b.over})
 				b.over = b.high > p.Readable
 				s.active.cover = append(s.active.cover, b.cover.Load().sortedPairs(b.num, b.coverDirty)...)
 				clear(b.coverDirty)

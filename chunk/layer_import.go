@@ -534,6 +534,7 @@ func (im *Import) commit(path string, versions uint64, change func(n *cover, cha
 	if n != nil {
 		s.mu.Lock()
 		b.cover.Store(n)
+		b.reached(im.l.Lo)
 		s.mu.Unlock()
 	}
 	return nil
