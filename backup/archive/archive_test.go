@@ -245,6 +245,69 @@ func TestGapIsTold(t *testing.T) {
 	})
 }
 
+// TestOthersFillGaps: who archives now never had some WAL that the store lacks. Others have it, though not at once.
+func TestOthersFillGaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := someWAL(rand.New(rand.NewPCG(7, 1)), 6<<20)
+		s, m := newSpool(b), store.NewMemory()
+		opt := options(t, m, b)
+		run(t, opt, s, func(*archive.Archiver) {
+			s.grow(b.Base() + 3<<19)
+			time.Sleep(2 * opt.Every)
+			synctest.Wait()
+		})
+		s.first = b.Base() + 3<<20
+		s.grow(b.End())
+		other := newSpool(b)
+		other.grow(b.End())
+		asked, ended := 0, 0
+		opt.Elsewhere = func(_ context.Context, from, to pg.LSN) (wal.Source, func(), error) {
+			if asked++; asked < 5 {
+				return nil, nil, errors.New("no node answers")
+			}
+			if from != b.Base()+3<<19 || to != s.first {
+				t.Errorf("asked for WAL from %s to %s", from, to)
+			}
+			return other, func() { ended++ }, nil
+		}
+		run(t, opt, s, func(a *archive.Archiver) {
+			time.Sleep(time.Second)
+			if st := a.Status(); st.Err == nil || st.End != 0 {
+				t.Errorf("while no node answers: %+v", st)
+			}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if st := a.Status(); len(st.Gaps) != 0 || st.End != b.End() || st.Err != nil {
+				t.Errorf("%+v", st)
+			}
+		})
+		if ended != 1 {
+			t.Errorf("%d sources were closed", ended)
+		}
+		readBack(t, m, opt, b, b.Base(), b.End())
+
+		// Nobody has it for long: archiving goes on behind the gap.
+		m = store.NewMemory()
+		opt.Store = m
+		s = newSpool(b)
+		run(t, opt, s, func(*archive.Archiver) {
+			s.grow(b.Base() + 3<<19)
+			time.Sleep(2 * opt.Every)
+			synctest.Wait()
+		})
+		s.first = b.Base() + 3<<20
+		s.grow(b.End())
+		opt.Elsewhere = func(context.Context, pg.LSN, pg.LSN) (wal.Source, func(), error) { return nil, nil, errors.New("no node answers") }
+		run(t, opt, s, func(a *archive.Archiver) {
+			time.Sleep(time.Hour)
+			synctest.Wait()
+			if st := a.Status(); len(st.Gaps) != 1 || st.End != b.End() {
+				t.Errorf("%+v", st)
+			}
+		})
+	})
+}
+
 func TestTimelines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(3, 1))

@@ -32,7 +32,16 @@ type Options struct {
 	Log     *slog.Logger
 	// Advance is told where the store's gap-free WAL ends, whenever that moves. An error is shown and the call repeated with the next move.
 	Advance func(ctx context.Context, end pg.LSN) error
+	// Elsewhere reads WAL, from one LSN to another and in order, that is missing in the store and that this spool no longer has or never had. done ends it.
+	// ErrNowhere says that nobody can have it.
+	Elsewhere func(ctx context.Context, from, to pg.LSN) (src wal.Source, done func(), err error)
 }
+
+// ErrNowhere says that WAL which is missing is lost.
+var ErrNowhere = errors.New("no other node could have the WAL")
+
+// gapPatience is how long others are asked for WAL until it is given up for lost and archiving goes on behind it.
+const gapPatience = 10 * time.Minute
 
 // Status is how archiving goes.
 type Status struct {
@@ -60,7 +69,8 @@ type Archiver struct {
 	opt   Options
 	mu    sync.Mutex
 	st    Status
-	spool Spool // while Run runs
+	spool Spool     // while Run runs
+	since time.Time // of WAL being looked for elsewhere
 	// pieces of the segment where End lies, to be deleted once it is whole
 	pieces []string
 	hurry  chan struct{}
@@ -73,6 +83,9 @@ func New(opt Options) *Archiver {
 	}
 	if opt.Advance == nil {
 		opt.Advance = func(context.Context, pg.LSN) error { return nil }
+	}
+	if opt.Elsewhere == nil {
+		opt.Elsewhere = func(context.Context, pg.LSN, pg.LSN) (wal.Source, func(), error) { return nil, nil, ErrNowhere }
 	}
 	return &Archiver{opt: opt, hurry: make(chan struct{}, 1)}
 }
@@ -197,6 +210,14 @@ func (a *Archiver) begin(ctx context.Context, spool Spool) error {
 		run = gaps[len(gaps)-1].End
 	}
 	end := inv.end(tli, run)
+	if end < first && end > begin {
+		switch err := a.bridge(ctx, end, first); {
+		case err == nil:
+			end = first
+		case !errors.Is(err, ErrNowhere) && time.Since(a.since) < gapPatience:
+			return fmt.Errorf("the store lacks WAL from %s to %s, which this node has not: %w", end, first, err)
+		}
+	}
 	if end < first {
 		if end > begin {
 			gaps = append(gaps, Gap{tli, end, first})
@@ -212,6 +233,27 @@ func (a *Archiver) begin(ctx context.Context, spool Spool) error {
 		s.Begin, s.End, s.Durable, s.Gaps, s.Moved = run, end, spool.Durable(), gaps, time.Now()
 	})
 	return a.opt.Advance(ctx, end)
+}
+
+// bridge uploads WAL that others have: whoever leads now may have joined when the store was away.
+func (a *Archiver) bridge(ctx context.Context, from, to pg.LSN) error {
+	if a.since.IsZero() {
+		a.since = time.Now()
+	}
+	src, done, err := a.opt.Elsewhere(ctx, from, to)
+	if err != nil {
+		return err
+	}
+	defer done()
+	size := a.opt.ID.SegmentSize
+	for at := from; at < to; {
+		stop := min(size.Start(size.Number(at)+1), to)
+		if err := a.put(ctx, src, at, stop); err != nil {
+			return err
+		}
+		at = stop
+	}
+	return nil
 }
 
 // gather waits until a segment is whole or the newest WAL is due, and tells whether it is.
@@ -258,7 +300,7 @@ func (a *Archiver) upload(ctx context.Context, spool Spool, due bool) error {
 		start := size.Floor(end)
 		stop := start + pg.LSN(size)
 		if durable >= stop {
-			if err := a.put(ctx, spool, start, stop); err != nil {
+			if err := a.put(ctx, spool.DurableWAL(), start, stop); err != nil {
 				return err
 			}
 			// Readers take the whole segment where it is there, so that its pieces are of no use any more. One that stays is only an orphan.
@@ -276,7 +318,7 @@ func (a *Archiver) upload(ctx context.Context, spool Spool, due bool) error {
 		if !due {
 			return nil
 		}
-		if err := a.put(ctx, spool, end, durable); err != nil {
+		if err := a.put(ctx, spool.DurableWAL(), end, durable); err != nil {
 			return err
 		}
 		return a.moved(ctx, durable)
@@ -292,7 +334,7 @@ func (a *Archiver) moved(ctx context.Context, end pg.LSN) error {
 }
 
 // put uploads the WAL of one segment between two LSNs: all of it, or a piece.
-func (a *Archiver) put(ctx context.Context, spool Spool, from, to pg.LSN) error {
+func (a *Archiver) put(ctx context.Context, src wal.Source, from, to pg.LSN) error {
 	id, tli := a.opt.ID, a.opt.History.Timeline
 	number := id.SegmentSize.Number(from)
 	f, err := newScratch(a.opt.Dir)
@@ -300,7 +342,7 @@ func (a *Archiver) put(ctx context.Context, spool Spool, from, to pg.LSN) error 
 		return err
 	}
 	defer f.Close()
-	size, h, err := compress(f, id, tli, spool.DurableWAL(), from, to)
+	size, h, err := compress(f, id, tli, src, from, to)
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ of the shards. A node that is a member comes back by itself, also at another add
 	f.Int64Var(&c.CacheBytes, "cache", 80<<20, "`bytes` of the store's block cache")
 	f.Uint64Var(&c.SpoolKeep, "spool-keep", 1<<30, "`bytes` of WAL kept behind what the store has made durable")
 	f.StringVar(&c.Store, "store", "", "`URL` of the store that keeps the backup: s3://BUCKET/PREFIX[?endpoint=…] or file:///DIRECTORY")
-	f.BoolVar(&c.Recover, "recover", false, "make an empty --data out of what --store holds, and go on from there")
+	f.BoolVar(&c.Recover, "recover", false, "make an empty --data out of what --store holds, and go on from there; the store keeps no passwords: give PGPASSWORD or attach again")
 	f.DurationVar(&c.BackupEvery, "backup-every", time.Minute, "`duration` between two uploads of pages, at most")
 	f.Int64Var(&c.CollectRate, "gc-rate", 32<<20, "`bytes` a second that collecting versions below the horizon reads at most")
 	f.DurationVar(&c.GCGrace, "gc-grace", time.Hour, "`duration` for which objects stay in the store that nothing refers to any more")

@@ -92,6 +92,9 @@ func (f *follower) archive(ctx context.Context, spool *wal.Spool, st state) erro
 	a := archive.New(archive.Options{
 		Store: b.store, ID: archive.ID{SystemID: st.SystemIdentifier, SegmentSize: wal.SegmentSize(st.WALSegmentSize)}, History: st.History,
 		Every: f.n.cfg.ArchiveEvery, Log: f.log, Advance: h.advance, Dir: filepath.Join(f.n.cfg.Data, packDir),
+		Elsewhere: func(ctx context.Context, from, to pg.LSN) (wal.Source, func(), error) {
+			return f.elsewhere(ctx, st, from, to)
+		},
 	})
 	b.mu.Lock()
 	b.archiver = a

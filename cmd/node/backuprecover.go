@@ -14,6 +14,7 @@ import (
 	"everpage/cluster/command"
 	"everpage/wal"
 	"everpage/wal/pg"
+	"everpage/wal/stream"
 )
 
 // recoveringFile is there while a data directory is being made from the store.
@@ -165,4 +166,12 @@ func (n *Node) recoverSpool(ctx context.Context, root *backup.Root, resume pg.LS
 		return 0, fmt.Errorf("the WAL of the store is whole up to %s only, the pages need it up to %s", durable, resume)
 	}
 	return durable, nil
+}
+
+// withoutPassword explains an error of a recovered node that is refused for want of a password, which the store does not keep.
+func (f *follower) withoutPassword(err error) string {
+	if !f.n.cfg.Recover || !errors.Is(err, stream.ErrPassword) {
+		return ""
+	}
+	return "; the store, from which this cluster was recovered, keeps no passwords: attach again with the conninfo that has it, or give the node PGPASSWORD or a .pgpass"
 }

@@ -260,8 +260,9 @@ func (f *follower) receiverState(s stream.Status) {
 		f.log.Info("streaming", "from", s.Server.Position, "timeline", s.Server.Timeline)
 		f.set(stateStreaming, "")
 	case stream.Waiting:
-		f.log.Warn("the primary is not streaming", "error", s.Err, "failures", s.Failures)
-		f.set(stateWaiting, s.Err.Error())
+		text := s.Err.Error() + f.withoutPassword(s.Err)
+		f.log.Warn("the primary is not streaming", "error", text, "failures", s.Failures)
+		f.set(stateWaiting, text)
 	}
 }
 
