@@ -297,7 +297,9 @@ func TestOthersFillGaps(t *testing.T) {
 		})
 		s.first = b.Base() + 3<<20
 		s.grow(b.End())
-		opt.Elsewhere = func(context.Context, pg.LSN, pg.LSN) (wal.Source, func(), error) { return nil, nil, errors.New("no node answers") }
+		opt.Elsewhere = func(context.Context, pg.LSN, pg.LSN) (wal.Source, func(), error) {
+			return nil, nil, errors.New("no node answers")
+		}
 		run(t, opt, s, func(a *archive.Archiver) {
 			time.Sleep(time.Hour)
 			synctest.Wait()

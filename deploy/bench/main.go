@@ -23,20 +23,22 @@ import (
 
 // sizes are what the two modes differ in. Bytes of WAL are lower bounds.
 type sizes struct {
-	runs        int // of everything that is repeated; medians are reported
-	smallScale  int // pgbench's, of the database whose WAL is mostly small records
-	smallWAL    int64
-	imageScale  int // of the one whose WAL is mostly images
-	imageWAL    int64
-	nodeScale   int // of the database that a node follows
-	nodeWAL     int64
-	lostScale   int // of the database whose node is lost
-	readSeconds int // each measurement of page reads
+	runs         int // of everything that is repeated; medians are reported
+	smallScale   int // pgbench's, of the database whose WAL is mostly small records
+	smallWAL     int64
+	imageScale   int // of the one whose WAL is mostly images
+	imageWAL     int64
+	nodeScale    int // of the database that a node follows
+	nodeWAL      int64
+	lostScale    int // of the database whose node is lost
+	storeScale   int // of the database that is backed up to S3
+	storeSeconds int // of load on it
+	readSeconds  int // each measurement of page reads
 }
 
 var (
-	full  = sizes{runs: 5, smallScale: 5, smallWAL: 512 << 20, imageScale: 40, imageWAL: 1 << 30, nodeScale: 140, nodeWAL: 2 << 30, lostScale: 70, readSeconds: 5}
-	quick = sizes{runs: 3, smallScale: 2, smallWAL: 96 << 20, imageScale: 10, imageWAL: 192 << 20, nodeScale: 10, nodeWAL: 160 << 20, lostScale: 10, readSeconds: 2}
+	full  = sizes{runs: 5, smallScale: 5, smallWAL: 512 << 20, imageScale: 40, imageWAL: 1 << 30, nodeScale: 140, nodeWAL: 2 << 30, lostScale: 70, storeScale: 80, storeSeconds: 150, readSeconds: 5}
+	quick = sizes{runs: 3, smallScale: 2, smallWAL: 96 << 20, imageScale: 10, imageWAL: 192 << 20, nodeScale: 10, nodeWAL: 160 << 20, lostScale: 10, storeScale: 10, storeSeconds: 20, readSeconds: 2}
 )
 
 // parts of a run, in their order.
@@ -50,6 +52,7 @@ var parts = []struct {
 	{"node", (*bench).node},
 	{"scale", (*bench).scale},
 	{"rereplicate", (*bench).rereplicate},
+	{"backup", (*bench).backup},
 	{"collect", (*bench).collect},
 }
 
@@ -88,7 +91,7 @@ func run(ctx context.Context) (err error) {
 	runs := flag.Int("runs", 0, "how often each measurement is repeated (default 5, 3 with -quick)")
 	out := flag.String("out", "", "directory for results.json and RESULTS.md (default: only print)")
 	work := flag.String("dir", "", "directory for databases and WAL, tens of GB in a full run (default: a temporary one)")
-	only := flag.String("only", "", "parts to run, comma separated: redo, small, images, node, scale, rereplicate, collect (default: all)")
+	only := flag.String("only", "", "parts to run, comma separated: redo, small, images, node, scale, rereplicate, collect, backup (default: all)")
 	keep := flag.Bool("keep", false, "leave the databases and the WAL in -dir")
 	seed := flag.Int64("seed", time.Now().UnixNano()%1_000_000, "of pgbench and of the choice of pages")
 	flag.Parse()
