@@ -127,7 +127,7 @@ func (s *Store) Page(ctx context.Context, branch uint32, key pg.PageKey, at pg.L
 		err = r.page(v, b, key, at, dst)
 		version = r.version
 		r.release()
-		if err != nil {
+		if version, err = s.mend(ctx, b, key, at, dst, version, err); err != nil {
 			return err
 		}
 		if version != 0 {
@@ -190,6 +190,7 @@ func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, cop
 	if copied && have.Complete {
 		limit = 0 // what copies of a database need comes with its layers
 	}
+	limit = max(limit, min(at, view.distrust))
 	if !have.Owned {
 		return next, 0, false, &NotHereError{Branch: line, Key: key, Shard: r.s.shard(key), At: at, Have: have}
 	}
@@ -217,6 +218,8 @@ func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, cop
 				v = version{lsn: fetched[0].LSN, value: fetched[0].Value}
 				fetched = fetched[1:]
 			}
+		} else if limit != 0 && prev <= limit {
+			ok = false // nothing that is here counts, nor can it be an error
 		} else if v, ok, err = r.next(); err != nil {
 			return next, 0, false, err
 		}
@@ -266,6 +269,7 @@ func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, cop
 				if limit = have.limit(prev); have.Complete {
 					limit = 0 // nor can anything take away what a branch needs that forked off
 				}
+				limit = max(limit, min(prev, view.distrust))
 				p, remote, fetched = r.s.pagePrefix(line, key), false, nil
 				r.seek(&p, prev)
 				continue

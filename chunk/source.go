@@ -34,6 +34,8 @@ type view struct {
 	cover *cover
 	up    []ancestor
 	src   LayerSource
+
+	distrust pg.LSN // what is here of pages at or below it is not looked at, whatever is covered: some of it is corrupt
 }
 
 // changed tells whether something of the coverage is another by now.

@@ -80,6 +80,8 @@ type Store struct {
 	flusher   sync.WaitGroup
 	images    atomic.Uint64
 	fetched   atomic.Uint64
+	mended    atomic.Uint64
+	decayed   sync.Map // placement.Chunk of branches → struct{}: those of which something corrupt was read
 	lineage   atomic.Pointer[lineage]
 	source    atomic.Pointer[sourceBox]
 }
@@ -428,6 +430,7 @@ type Stats struct {
 	Queued      int    // runs that do
 	QueueLost   uint64 // runs that do no more because the queue was full
 	Fetched     uint64 // reads that took versions from the source
+	Mended      uint64 // of these, because what is here is corrupt
 	DiskBytes   uint64
 	Tables      int64
 	CacheHits   int64 // of the block cache
@@ -441,7 +444,7 @@ type Stats struct {
 
 // Stats tells what the store uses now.
 func (s *Store) Stats() Stats {
-	st := Stats{Images: s.images.Load(), Fetched: s.fetched.Load()}
+	st := Stats{Images: s.images.Load(), Fetched: s.fetched.Load(), Mended: s.mended.Load()}
 	s.mu.Lock()
 	if s.stop {
 		s.mu.Unlock()
