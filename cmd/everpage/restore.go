@@ -57,6 +57,7 @@ PostgreSQL refuses root. What root restores therefore belongs to the owner of DI
 }
 
 type restore struct {
+	release      func() // of the lease of what is restored
 	g            *globals
 	client       *pageapi.Client
 	at           *targetFlags
@@ -106,6 +107,9 @@ func (r *restore) run(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	tree, resolution, err := r.plan(ctx, dir)
+	if r.release != nil {
+		defer r.release()
+	}
 	if err != nil {
 		return err
 	}
@@ -169,6 +173,9 @@ func (r *restore) plan(ctx context.Context, dir string) (*datadir.Tree, *pageapi
 	}
 	src, err := r.client.Snapshot(short, pos)
 	if err != nil {
+		return nil, nil, err
+	}
+	if r.release, err = hold(short, r.client, pageapi.Position{Branch: pos.Branch, LSN: src.LSN()}); err != nil {
 		return nil, nil, err
 	}
 	// What surrounds the target is known only now that it has been received.

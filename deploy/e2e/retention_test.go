@@ -51,7 +51,7 @@ func TestRetention(t *testing.T) {
 	n := newNode(t, "--run", "2000000")
 	attach(t, n, s)
 	first := caughtUp(t, n, s)
-	for _, bad := range []string{"7", "0h", "10 days"} {
+	for _, bad := range []string{"7", "0d", "10 days"} {
 		refused(t, n, 2, []string{"7d"}, "retention", "set", bad)
 	}
 	pgbench(t, s, "-c", "4", "-t", "500")

@@ -144,7 +144,7 @@ func (s *soaking) right(ctx context.Context, m mark) error {
 // balanced has a stock server start on what the window gives, and pgbench's invariant checked by it.
 func (s *soaking) balanced(ctx context.Context, at pg.LSN) error {
 	_, err := s.restore.Check(ctx, at, restoretest.Checks{})
-	if err != nil && s.left(ctx, at) && strings.Contains(err.Error(), "exit code 4") {
+	if err != nil && s.left(ctx, at) && strings.Contains(err.Error(), "exit code") { // the command's: it was too late
 		return nil
 	}
 	if err != nil {
@@ -198,26 +198,40 @@ func bytesUnder(dir string) (sum int64, err error) {
 	return sum, err
 }
 
-// plateau compares how much was taken at most in the second and in the last third of a soak: where one is reached these are alike.
-type plateau struct{ middle, last int64 }
+// plateau compares what was taken in the second and in the last third of a soak, at most and at least: where one is reached both are alike. What is collected
+// goes in steps, so that one of them alone would tell little.
+type plateau struct{ middle, last span }
 
-// plateauSlack is by how much the last third may be above the second: what is collected goes in steps.
+type span struct{ least, most int64 }
+
+// plateauSlack is by how much the last third may be above the second.
 const plateauSlack = 1.3
 
-func (p plateau) reached() bool { return float64(p.last) <= plateauSlack*float64(p.middle) }
+func (p plateau) reached() bool {
+	return float64(p.last.most) <= plateauSlack*float64(p.middle.most) && float64(p.last.least) <= plateauSlack*float64(p.middle.least)
+}
+
+func (s span) String() string {
+	return fmt.Sprintf("%.1f to %.1f MB", float64(s.least)/1e6, float64(s.most)/1e6)
+}
 
 func (p plateau) String() string {
-	return fmt.Sprintf("at most %.1f MB in the second third and %.1f MB in the last", float64(p.middle)/1e6, float64(p.last)/1e6)
+	return fmt.Sprintf("%s in the second third, %s in the last", p.middle, p.last)
 }
 
 func plateauOf(samples []sample, of func(sample) int64) (p plateau) {
 	n := len(samples)
 	for i, x := range samples {
+		s, first := &p.middle, n/3
+		if i >= 2*n/3 {
+			s, first = &p.last, 2*n/3
+		}
 		switch {
-		case i >= 2*n/3:
-			p.last = max(p.last, of(x))
-		case i >= n/3:
-			p.middle = max(p.middle, of(x))
+		case i < first:
+		case i == first:
+			*s = span{of(x), of(x)}
+		default:
+			*s = span{min(s.least, of(x)), max(s.most, of(x))}
 		}
 	}
 	return p

@@ -26,16 +26,23 @@ func TestSoak(t *testing.T) {
 }
 
 func TestPlateau(t *testing.T) {
-	var flat, grows []sample
+	var flat, teeth, grows, growing []sample
 	for i := range 30 {
 		flat = append(flat, sample{local: int64(100 + i%7)})
+		teeth = append(teeth, sample{local: int64(100 + 40*(i%5))})
 		grows = append(grows, sample{local: int64(100 + 20*i)})
+		growing = append(growing, sample{local: int64(20 + 10*i + 40*(i%5))}) // in teeth
 	}
 	of := func(x sample) int64 { return x.local }
 	if p := plateauOf(flat, of); !p.reached() {
 		t.Errorf("flat: %s", p)
 	}
-	if p := plateauOf(grows, of); p.reached() {
-		t.Errorf("growing: %s", p)
+	if p := plateauOf(teeth, of); !p.reached() {
+		t.Errorf("in teeth: %s", p)
+	}
+	for _, list := range [][]sample{grows, growing} {
+		if p := plateauOf(list, of); p.reached() {
+			t.Errorf("growing: %s", p)
+		}
 	}
 }
