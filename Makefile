@@ -60,6 +60,14 @@ chaos: build servers ## kill, stop, cut off and fill up nodes, many times: deplo
 soak: build servers ## twenty minutes of load with two minutes of history: bytes reach a plateau, reads inside are right, outside refused
 	$(GO) run ./deploy/soak -binary $(abspath $(BIN))
 
+.PHONY: loss
+loss: build servers ## delete the data of two nodes of three, of all, and of all with the primary, under load: all is back, page by page and commit by commit
+	$(GO) run ./deploy/longrun loss -binary $(abspath $(BIN)) -log deploy/longrun/loss-15.log
+
+.PHONY: storefaults
+storefaults: servers ## the store down, throttled, slow, cut short, denied; nodes and whole clusters paused and awake again: about five minutes
+	$(GO) test -tags long -timeout 30m -run 'TestStoreFaults|TestPausedNodes|TestRecoveredWithoutPassword' -v ./deploy/e2e
+
 .PHONY: longrun
 longrun: build servers ## the long runs, resumable by their logs in deploy/longrun
 	$(GO) run ./deploy/longrun -pages 2000000 -log deploy/longrun/verify-15.log

@@ -49,6 +49,9 @@ func command(ctx context.Context, args []string, out io.Writer) error {
 	if len(args) > 0 && args[0] == "restore" {
 		return restoreCommand(ctx, args[1:], out)
 	}
+	if len(args) > 0 && args[0] == "loss" {
+		return lossCommand(ctx, args[1:], out)
+	}
 	if len(args) > 0 && args[0] == "kills" {
 		return killsCommand(ctx, args[1:], out)
 	}

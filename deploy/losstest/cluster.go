@@ -34,26 +34,53 @@ func backups(ctx context.Context, n *nodetest.Node) (b listing, err error) {
 	return b, n.JSON(ctx, &b, "backup", "list")
 }
 
+// leads is the node that archives.
+func (x *run) leads(ctx context.Context) (*nodetest.Node, error) {
+	list, err := x.cluster.Nodes[0].Members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i, m := range list {
+		if m.Leader && m.Name == name(i) {
+			return x.cluster.Nodes[i], nil
+		}
+	}
+	return nil, fmt.Errorf("no node leads: %+v", list)
+}
+
 // leader is what the node that archives says of the backup.
 func (x *run) leader(ctx context.Context) (listing, error) {
-	list, err := x.cluster.Nodes[0].Members(ctx)
+	n, err := x.leads(ctx)
 	if err != nil {
 		return listing{}, err
 	}
-	for i, m := range list {
-		if !m.Leader {
-			continue
-		}
-		if m.Name != name(i) {
-			return listing{}, fmt.Errorf("the %d. node is %s", i+1, m.Name)
-		}
-		b, err := backups(ctx, x.cluster.Nodes[i])
-		if err == nil && b.Archive == nil {
-			err = fmt.Errorf("%s leads and archives nothing: %+v", m.Name, b)
-		}
-		return b, err
+	b, err := backups(ctx, n)
+	if err == nil && b.Archive == nil {
+		err = fmt.Errorf("the leader archives nothing: %+v", b)
 	}
-	return listing{}, errors.New("no node leads")
+	return b, err
+}
+
+// infoLag is the archive lag that `info` shows.
+func (x *run) infoLag(ctx context.Context) (uint64, error) {
+	n, err := x.leads(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var v struct {
+		Branches []struct {
+			Backup *struct {
+				Archive uint64 `json:"archive_lag_bytes"`
+			}
+		}
+	}
+	if err := n.JSON(ctx, &v, "info"); err != nil {
+		return 0, err
+	}
+	if len(v.Branches) != 1 || v.Branches[0].Backup == nil {
+		return 0, errors.New("info shows no backup")
+	}
+	return v.Branches[0].Backup.Archive, nil
 }
 
 // digest is one number for all pages and sizes that a node answers at an LSN.

@@ -418,6 +418,9 @@ func (x *run) loseEverything(ctx context.Context) error {
 	if x.r.Lag = before.Archive.Lag; x.r.Lag == 0 {
 		return fmt.Errorf("there is no archive lag: %+v", before)
 	}
+	if shown, err := x.infoLag(ctx); err != nil || shown != x.r.Lag {
+		return fmt.Errorf("info shows an archive lag of %d bytes, backup list of %d: %w", shown, x.r.Lag, err)
+	}
 	durable := before.Archive.End + pg.LSN(before.Archive.Lag)
 	for _, n := range x.cluster.Nodes {
 		st, err := n.Status(ctx)
