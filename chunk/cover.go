@@ -250,6 +250,12 @@ func (s *Store) DropShard(branch uint32, shard placement.Shard) error {
 		s.mu.Unlock()
 		return fmt.Errorf("drop of shard %d of branch %d: this node owns it: disown it first", shard, branch)
 	}
+	if b.current() != nil {
+		if k, any := b.cover.Load().ownsOther(shard, s.opt.Shards); any {
+			s.mu.Unlock()
+			return fmt.Errorf("drop of shard %d of branch %d: this node owns chunk %s of it: drop that first", shard, branch, k)
+		}
+	}
 	s.dropping[id] = true
 	s.mu.Unlock()
 	defer func() {

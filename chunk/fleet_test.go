@@ -98,6 +98,16 @@ func (x *fleet) act() {
 		} else if err := w.s.Disown(testBranch, k); err != nil {
 			t.Fatal(err)
 		}
+	case n < 64:
+		if _, err := w.s.OwnChunk(testBranch, x.chunk()); err != nil && !errors.Is(err, ErrBusy) {
+			t.Fatal(err)
+		}
+	case n < 66:
+		k := x.chunk()
+		owned := w.s.Coverage(testBranch, placement.ShardOf(k, w.opt.Shards)).Owned
+		if err := w.s.DropChunk(testBranch, k); (err != nil) != owned {
+			t.Fatalf("drop of chunk %s: %v", k, err)
+		}
 	case n < 74:
 		if _, err := w.s.Own(testBranch, x.shard(), x.shard()); err != nil && !errors.Is(err, ErrBusy) {
 			t.Fatal(err)
@@ -106,7 +116,8 @@ func (x *fleet) act() {
 		x.fill(x.shard())
 	case n < 94:
 		k := x.shard()
-		if err := w.s.DropShard(testBranch, k); (err != nil) != w.s.Coverage(testBranch, k).Owned {
+		others := slices.ContainsFunc(w.s.OwnedChunks(testBranch), func(c placement.Chunk) bool { return placement.ShardOf(c, w.opt.Shards) == k })
+		if err := w.s.DropShard(testBranch, k); (err != nil) != (w.s.Coverage(testBranch, k).Owned || others) {
 			t.Fatalf("drop of shard %d: %v", k, err)
 		}
 	case n < 97:
@@ -114,6 +125,12 @@ func (x *fleet) act() {
 	default:
 		w.crash()
 	}
+}
+
+// chunk is one of those that the history has pages of.
+func (x *fleet) chunk() placement.Chunk {
+	keys := slices.SortedFunc(mapKeys(x.nodes[0].m.pages), pg.PageKey.Compare)
+	return placement.ChunkOf(keys[x.rng.IntN(len(keys))], x.nodes[0].opt.SegmentBlocks)
 }
 
 // complete counts the stores that have all of a shard.
@@ -130,19 +147,24 @@ func (x *fleet) complete(k placement.Shard) (n int) {
 func (x *fleet) fill(k placement.Shard) {
 	ctx := context.Background()
 	for _, w := range x.nodes {
-		have := w.s.Coverage(testBranch, k)
-		if !joined(w) || !have.Owned || have.Complete && x.rng.IntN(4) != 0 {
+		if !joined(w) {
 			continue
 		}
-		from := x.any()
+		have := w.s.Coverage(testBranch, k)
 		spec := LayerSpec{Branch: testBranch, Shard: k}
-		if x.rng.IntN(2) == 0 {
-			keys := slices.SortedFunc(mapKeys(w.m.pages), pg.PageKey.Compare)
-			c := placement.ChunkOf(keys[x.rng.IntN(len(keys))], w.opt.SegmentBlocks)
-			if placement.ShardOf(c, w.opt.Shards) == k {
+		if others := w.s.OwnedChunks(testBranch); !have.Owned && len(others) > 0 {
+			slices.SortFunc(others, placement.Chunk.Compare)
+			spec.Chunk = &others[x.rng.IntN(len(others))]
+			have = w.s.ChunkCoverage(testBranch, *spec.Chunk)
+		} else if x.rng.IntN(2) == 0 {
+			if c := x.chunk(); placement.ShardOf(c, w.opt.Shards) == k {
 				spec.Chunk = &c
 			}
 		}
+		if !have.Owned || have.Complete && x.rng.IntN(4) != 0 {
+			continue
+		}
+		from := x.any()
 		p, _ := from.s.Durable(testBranch)
 		if x.rng.IntN(2) == 0 && p.Readable != 0 {
 			spec.From = x.nodes[0].m.start + pg.LSN(x.rng.Uint64N(uint64(p.Readable-x.nodes[0].m.start)+1))
@@ -169,7 +191,13 @@ func (x *fleet) fill(k placement.Shard) {
 			if errors.Is(err, ErrNotHere) && l.Hi < here.From {
 				continue
 			}
-			if errors.Is(err, ErrNotHere) && !here.Complete && l.Lo > here.From { // it must begin anew
+			if p, _ := w.s.Durable(testBranch); errors.Is(err, ErrNotHere) && !here.Complete && l.Lo > min(here.From, p.Resume) { // it must begin anew
+				if l.Chunk != nil && !w.s.Coverage(testBranch, l.Shard).Owned {
+					if err := w.s.DropChunk(testBranch, *l.Chunk); err != nil {
+						x.t.Fatal(err)
+					}
+					continue
+				}
 				if err := w.s.Disown(testBranch, k); err != nil {
 					x.t.Fatal(err)
 				}

@@ -30,6 +30,7 @@ type Import struct {
 	b      *branchState
 	l      Layer  // branch, shard, chunk or small; Lo and Hi of what was added
 	shrunk uint64 // branchState.shrunk when it began
+	resume pg.LSN // from where WAL is read again after a crash, at the earliest
 	parts  int
 	last   prefix // of the layer that is being added
 
@@ -54,11 +55,20 @@ func (s *Store) Import(branch uint32, shard placement.Shard, chunk *placement.Ch
 	if err := s.flush(true); err != nil {
 		return nil, err
 	}
-	have := im.b.cover.Load().shard(shard)
-	if !have.Owned {
+	if !im.have(im.b.cover.Load()).Owned {
 		return nil, fmt.Errorf("import of %s: %w: own it first", im.l.what(), ErrNotHere)
 	}
+	durable, _ := s.Durable(branch)
+	im.resume = durable.Resume
 	return im, nil
+}
+
+// have is what the store has of what is imported.
+func (im *Import) have(c *cover) Coverage {
+	if im.l.Chunk != nil {
+		return c.chunk(*im.l.Chunk, im.l.Shard)
+	}
+	return c.shard(im.l.Shard)
 }
 
 // ImportLayer takes one base layer that reaches far enough.
@@ -402,8 +412,10 @@ func (t *trimmer) object(p *prefix) error {
 	return nil
 }
 
-// meets tells whether the layers begin no later than what the store has itself, where that is incomplete.
-func (im *Import) meets(have Coverage) bool { return have.Complete || have.From >= im.l.Lo }
+// meets tells whether the layers begin no later than what the store has itself, or writes again after a crash, where that is incomplete.
+func (im *Import) meets(have Coverage) bool {
+	return have.Complete || min(have.From, im.resume) >= im.l.Lo
+}
 
 // openTable opens a table that is not the database's.
 func (s *Store) openTable(ctx context.Context, path string) (*sstable.Reader, error) {
@@ -509,7 +521,7 @@ func (im *Import) commit(path string, versions uint64, change func(n *cover, cha
 				return fmt.Errorf("%w: the layer has not what the branch needs that forked off at %s", ErrNotHere, at)
 			}
 		}
-		if have := old.shard(im.l.Shard); !have.Owned || b.shrunk.Load() != im.shrunk || b.current() == nil {
+		if !im.have(old).Owned || b.shrunk.Load() != im.shrunk || b.current() == nil {
 			return fmt.Errorf("%w: shards or chunks were given up meanwhile: import it again", ErrNotHere)
 		}
 		changed := map[coverKey]bool{}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"everpage/cluster/placement"
 	"everpage/wal/pg"
 )
 
@@ -106,6 +107,12 @@ func (s *Store) Fork(parent, child uint32, at pg.LSN) error {
 			c.Complete = false
 			cut.chunks[k] = c
 			pb.coverDirty[coverKey{one: true, chunk: k}] = true
+		}
+	}
+	for k, c := range pc.chunks { // those that are owned without their shards
+		if c.Owned && !pc.shard(placement.ShardOf(k, s.opt.Shards)).Owned {
+			cc.chunks[k] = Coverage{Owned: true, Complete: true}
+			b.coverDirty[coverKey{one: true, chunk: k}] = true
 		}
 	}
 	cc.rest = Coverage{}

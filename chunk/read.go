@@ -190,6 +190,10 @@ func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, cop
 	if copied && have.Complete {
 		limit = 0 // what copies of a database need comes with its layers
 	}
+	if !have.Owned && copied { // the copy is owned without its shard: its source is asked for
+		have = Coverage{Owned: true, From: at}
+		limit = at
+	}
 	limit = max(limit, min(at, view.distrust))
 	if !have.Owned {
 		return next, 0, false, &NotHereError{Branch: line, Key: key, Shard: r.s.shard(key), At: at, Have: have}

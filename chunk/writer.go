@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"everpage/cluster/placement"
 	"everpage/redo"
 	"everpage/wal/pg"
 )
@@ -212,7 +213,11 @@ func (w *Writer) keeps(key pg.PageKey) bool {
 	if c.shards == nil {
 		return c.rest.Owned
 	}
-	return c.keeps(w.s.shard(key))
+	shard := w.s.shard(key)
+	if c.keeps(shard) || len(c.chunks) == 0 {
+		return c.keeps(shard)
+	}
+	return c.chunks[placement.ChunkOf(key, w.s.opt.SegmentBlocks)].Owned
 }
 
 // page stores a page version with content b, if the page's shard is kept.

@@ -26,12 +26,7 @@ func (s *State) Alone(node, id string, slot func(name string) (string, error)) (
 		}
 		next.Map[i] = Assignment{Epoch: a.Epoch + 1, Replicas: []Replica{{Node: node, Role: full, Since: a.Epoch + 1}}}
 	}
-	for _, c := range s.Chunks {
-		if r := c.Replica(node); r == nil || r.Role == joining {
-			return nil, refuse("node %s has no whole replica of chunk %s: choose a node that has all, or make a new cluster of the store with everpage serve --recover", me.Name, c.Chunk)
-		}
-	}
-	next.Chunks = nil // its shards' again; it has both
+	next.Chunks = nil // their shards' again, whose replicas have them all along
 	next.MapEpoch++
 	next.ID, next.Former = id, append(slices.Clone(s.Former), s.ID)
 	alone := *me

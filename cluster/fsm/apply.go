@@ -200,11 +200,6 @@ func (s *State) removeNode(c *command.RemoveNode) error {
 				return refuse("node %s has the only full replica of shard %d: drain it first (everpage node drain %s), or bring back a node that has another", name, shard, name)
 			}
 		}
-		for _, o := range s.Chunks {
-			if has := o.Serving(); len(has) == 1 && has[0] == c.ID {
-				return refuse("node %s has the only full replica of chunk %s: drain it first (everpage node drain %s), or bring back a node that has another", name, o.Chunk, name)
-			}
-		}
 	}
 	if len(s.Branches) == 0 {
 		s.Chunks = nil
@@ -215,6 +210,11 @@ func (s *State) removeNode(c *command.RemoveNode) error {
 	}
 	for i := range s.Chunks {
 		withdraw(&s.Chunks[i].Assignment, c.ID)
+	}
+	for _, o := range s.Chunks {
+		if len(o.Serving()) == 0 { // its shard's replicas have it
+			s.unsplit(o.Chunk)
+		}
 	}
 	s.Nodes = slices.DeleteFunc(slices.Clone(s.Nodes), func(x Node) bool { return x.ID == c.ID })
 	if c.Slot != "" && s.Follow.Conninfo != "" {

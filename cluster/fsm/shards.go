@@ -80,6 +80,25 @@ func (s *State) splitChunk(c *command.SplitChunk) error {
 	return s.take(s.Layout().Split(c.Chunk, c.Epoch, c.Pinned))
 }
 
+// unsplitChunk gives a chunk back to its shard, all of whose replicas have it too: clients go there from now on.
 func (s *State) unsplitChunk(c *command.UnsplitChunk) error {
-	return s.take(s.Layout().Unsplit(c.Chunk, c.Epoch))
+	o := s.Layout().Override(c.Chunk)
+	switch {
+	case o == nil:
+		return refuse("chunk %s has no replicas of its own", c.Chunk)
+	case c.Epoch != 0 && c.Epoch != o.Epoch:
+		return refuse("chunk %s has epoch %d, the command was meant for %d", c.Chunk, o.Epoch, c.Epoch)
+	}
+	s.unsplit(c.Chunk)
+	return nil
+}
+
+// unsplit takes a chunk's own replicas away. The shard's epoch passes the chunk's.
+func (s *State) unsplit(c placement.Chunk) {
+	shard := placement.ShardOf(c, uint32(len(s.Map)))
+	own := s.Layout().Override(c).Epoch
+	s.Map = slices.Clone(s.Map)
+	s.Map[shard].Epoch = max(s.Map[shard].Epoch, own) + 1
+	s.Chunks = slices.DeleteFunc(slices.Clone(s.Chunks), func(o Override) bool { return o.Chunk == c })
+	s.MapEpoch++
 }

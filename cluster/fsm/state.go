@@ -49,7 +49,9 @@ type State struct {
 	Leases         []Lease   // by number
 	NextLease      uint64
 
-	Chunks []Override `json:",omitempty"` // by chunk: those that have replicas of their own
+	// Chunks are those, in their order, that clients read from replicas of their own. Their shards' replicas keep them all the same: backups, moves of shards and
+	// copied databases need no more than the shard.
+	Chunks []Override `json:",omitempty"`
 
 	Former []string `json:",omitempty"` // ids that the cluster had before one node went on alone, oldest first
 }
@@ -238,4 +240,24 @@ func (s *State) Owned(node string) []placement.Shard {
 		}
 	}
 	return out
+}
+
+// OwnedChunks lists the chunks with replicas of their own of which the node keeps one, full or joining.
+func (s *State) OwnedChunks(node string) []Override {
+	var out []Override
+	for _, o := range s.Chunks {
+		if o.Replica(node) != nil {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// ChunkPlace is a chunk as a place: by itself if it has replicas of its own, else its shard.
+func (s *State) ChunkPlace(c placement.Chunk) placement.Place {
+	p := placement.Place{Shard: placement.ShardOf(c, uint32(len(s.Map)))}
+	if s.Layout().Override(c) != nil {
+		p.Chunk = c
+	}
+	return p
 }

@@ -96,7 +96,7 @@ Flags may also be given in the environment (--spool-keep as EVERPAGE_SPOOL_KEEP)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	g.flags(root.PersistentFlags())
 	root.AddCommand(
-		newServe(g), newAttach(g), newDetach(g), newStatus(g), newInfo(g), newPage(g), newRel(g), newWAL(g), newLSN(g), newRestore(g), newCheck(g), newBackup(g), newGC(g), newVerify(g), newRetention(g), newDU(g), newBench(g), newVersion(g), newNode(g), newShard(g), newCluster(g),
+		newServe(g), newAttach(g), newDetach(g), newStatus(g), newInfo(g), newPage(g), newRel(g), newWAL(g), newLSN(g), newRestore(g), newCheck(g), newBackup(g), newGC(g), newVerify(g), newRetention(g), newDU(g), newBench(g), newVersion(g), newNode(g), newShard(g), newChunk(g), newCluster(g),
 	)
 	for _, c := range append(root.Commands(), root) {
 		usageArgs(c)

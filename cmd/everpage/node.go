@@ -184,20 +184,25 @@ replica more for a while: the balancer then takes one from the node that has mos
 func printShards(w io.Writer, r *pb.ListShardsResponse) error {
 	rows := [][]string{{"SHARD", "EPOCH", "REPLICAS"}}
 	for _, s := range r.Shards {
-		text := ""
-		for _, x := range s.Replicas {
-			text += x.Node
-			if x.Role != "full" {
-				text += " (" + x.Role + ")"
-			}
-			if !x.Alive {
-				text += " (not reached)"
-			}
-			text += "  "
-		}
-		rows = append(rows, []string{strconv.Itoa(int(s.Shard)), strconv.FormatUint(s.Epoch, 10), text})
+		rows = append(rows, []string{strconv.Itoa(int(s.Shard)), strconv.FormatUint(s.Epoch, 10), replicaNames(s.Replicas)})
 	}
 	return columns(w, rows...)
+}
+
+// replicaNames are replicas in one line.
+func replicaNames(list []*pb.ShardReplica) string {
+	text := ""
+	for _, x := range list {
+		text += x.Node
+		if x.Role != "full" {
+			text += " (" + x.Role + ")"
+		}
+		if !x.Alive {
+			text += " (not reached)"
+		}
+		text += "  "
+	}
+	return text
 }
 
 func newCluster(g *globals) *cobra.Command {

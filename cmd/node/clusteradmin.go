@@ -142,14 +142,7 @@ func (a *admin) ListShards(context.Context, *pb.ListShardsRequest) (*pb.ListShar
 	resp := &pb.ListShardsResponse{Epoch: s.MapEpoch}
 	for i, x := range s.Map {
 		info := &pb.ShardInfo{Shard: uint32(i), Epoch: x.Epoch}
-		for _, r := range x.Replicas {
-			alive, _ := a.n.cluster.Alive(r.Node)
-			replica := &pb.ShardReplica{Node: r.Node, Role: string(r.Role), Alive: alive}
-			if n := s.Node(r.Node); n != nil {
-				replica.Node = n.Name
-			}
-			info.Replicas = append(info.Replicas, replica)
-		}
+		info.Replicas = a.replicasOf(s, x)
 		resp.Shards = append(resp.Shards, info)
 	}
 	return resp, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -32,7 +33,7 @@ func fetchError(err error) error {
 	return status.Error(code, err.Error())
 }
 
-// FetchLayer sends all that this node has of a shard, once it has ingested as far as is asked.
+// FetchLayer sends all that this node has of a shard or chunk, once it has ingested as far as is asked.
 func (s *nodeService) FetchLayer(r *pb.FetchLayerRequest, out pb.NodeService_FetchLayerServer) error {
 	if err := s.ready(); err != nil {
 		return err
@@ -46,7 +47,11 @@ func (s *nodeService) FetchLayer(r *pb.FetchLayerRequest, out pb.NodeService_Fet
 		return fetchError(err)
 	}
 	w := &pieces{send: func(b []byte) error { return out.Send(&pb.FetchLayerResponse{Data: b}) }}
-	_, err := s.n.store.ExportLayer(ctx, chunk.LayerSpec{Branch: r.Branch, Shard: placement.Shard(r.Shard)}, w)
+	spec := chunk.LayerSpec{Branch: r.Branch, Shard: placement.Shard(r.Shard)}
+	if c := chunkFrom(r.Rel, r.Segment); c != (placement.Chunk{}) {
+		spec.Chunk = &c
+	}
+	_, err := s.n.store.ExportLayer(ctx, spec, w)
 	return fetchError(errors.Join(err, w.flush()))
 }
 
@@ -133,13 +138,17 @@ func (r *received) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// layer is the layer of a shard at a peer.
-func (p *peers) layer(ctx context.Context, address string, branch uint32, shard placement.Shard, hi pg.LSN) (io.Reader, error) {
+// layer is the layer of a shard or chunk at a peer.
+func (p *peers) layer(ctx context.Context, address string, branch uint32, of placement.Place, hi pg.LSN) (io.Reader, error) {
 	c, err := p.at(address)
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.FetchLayer(ctx, &pb.FetchLayerRequest{Branch: branch, Shard: uint32(shard), Hi: uint64(hi)})
+	req := &pb.FetchLayerRequest{Branch: branch, Shard: uint32(of.Shard), Hi: uint64(hi)}
+	if of.Chunk != (placement.Chunk{}) {
+		req.Rel, req.Segment = relWire(of.Chunk), of.Chunk.Segment
+	}
+	s, err := c.FetchLayer(ctx, req)
 	if err != nil {
 		return nil, pageapi.CallError(address, err)
 	}
@@ -170,9 +179,9 @@ type source struct{ n *Node }
 
 // Versions implements chunk.LayerSource.
 func (s source) Versions(ctx context.Context, branch uint32, key pg.PageKey, at pg.LSN) ([]chunk.PageVersion, error) {
-	shard := s.n.store.Shard(key)
+	of := s.n.cluster.State().ChunkPlace(placement.ChunkOf(key, s.n.cfg.SegmentBlocks))
 	var errs []error
-	for _, address := range s.n.replicas(shard) {
+	for _, address := range s.n.replicas(of) {
 		c, err := s.n.peers.at(address)
 		if err != nil {
 			return nil, err
@@ -202,24 +211,26 @@ func (s source) Versions(ctx context.Context, branch uint32, key pg.PageKey, at 
 		errs = append(errs, err)
 	}
 	if len(errs) == 0 {
-		return nil, fmt.Errorf("no other node has shard %d: %w", shard, chunk.ErrNotHere)
+		return nil, fmt.Errorf("no other node has %s: %w", of, chunk.ErrNotHere)
 	}
 	return nil, errors.Join(errs...)
 }
 
-// replicas are the page addresses of the other nodes that have all of a shard, those that gossip sees first.
-func (n *Node) replicas(shard placement.Shard) []string {
+// replicas are the page addresses of the other nodes that have all of a shard or chunk, those that gossip sees first. A chunk with replicas of its own is
+// on its shard's too.
+func (n *Node) replicas(p placement.Place) []string {
 	s := n.cluster.State()
-	if int(shard) >= len(s.Map) {
-		return nil
+	layout := s.Layout()
+	var ids []string
+	for _, place := range []placement.Place{p, {Shard: p.Shard}} {
+		if a := layout.Assignment(place); a != nil {
+			ids = append(ids, a.Serving()...)
+		}
 	}
 	var alive, silent []string
-	for _, id := range s.Map[shard].Serving() {
-		if id == n.cluster.ID() {
-			continue
-		}
+	for i, id := range ids {
 		address := n.cluster.PageAddress(id)
-		if address == "" {
+		if id == n.cluster.ID() || address == "" || slices.Contains(ids[:i], id) {
 			continue
 		}
 		if ok, _ := n.cluster.Alive(id); ok {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 
@@ -23,7 +24,7 @@ const (
 func planPolicy() placement.Policy {
 	p := placement.DefaultPolicy()
 	p.PerNode = joiningPerNode
-	p.Apart = 0
+	p.MinBytes = math.MaxUint64 // chunks are set apart for what is read of them: their shards' replicas keep them all the same
 	return p
 }
 

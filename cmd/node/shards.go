@@ -12,6 +12,7 @@ import (
 	"everpage/chunk"
 	"everpage/cluster"
 	"everpage/cluster/command"
+	"everpage/cluster/fsm"
 	"everpage/cluster/placement"
 	"everpage/wal/pg"
 )
@@ -27,7 +28,7 @@ const (
 
 // keepShards makes this node's store have the shards that the cluster gave it.
 func (n *Node) keepShards(ctx context.Context) error {
-	unwanted := map[placement.Shard]time.Time{}
+	unwanted := map[placement.Place]time.Time{}
 	tick := time.NewTicker(moveEvery)
 	defer tick.Stop()
 	for {
@@ -55,7 +56,7 @@ func (n *Node) here(s *cluster.State) []uint32 {
 	return out
 }
 
-func (n *Node) matchShards(ctx context.Context, s *cluster.State, unwanted map[placement.Shard]time.Time) error {
+func (n *Node) matchShards(ctx context.Context, s *cluster.State, unwanted map[placement.Place]time.Time) error {
 	branches := n.here(s)
 	if len(branches) == 0 || s.Node(n.cluster.ID()) == nil {
 		return nil
@@ -66,73 +67,116 @@ func (n *Node) matchShards(ctx context.Context, s *cluster.State, unwanted map[p
 			return err
 		}
 	}
-	n.giveUp(ctx, branches, owned, unwanted)
+	apart := s.OwnedChunks(n.cluster.ID())
+	for _, branch := range branches {
+		for _, o := range apart {
+			if _, err := n.store.OwnChunk(branch, o.Chunk); err != nil {
+				return err
+			}
+		}
+	}
+	n.giveUp(ctx, branches, owned, apart, unwanted)
 	if len(branches) < len(s.Branches) {
 		return nil // the rest is still on its way
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(moves)
 	for _, shard := range owned {
-		r := s.Map[shard].Replica(n.cluster.ID())
-		g.Go(func() error { return n.takeShard(ctx, s, branches, shard, *r) })
+		g.Go(func() error { return n.take(ctx, s, branches, placement.Place{Shard: shard}, s.Map[shard]) })
+	}
+	for _, o := range apart {
+		g.Go(func() error { return n.take(ctx, s, branches, s.ChunkPlace(o.Chunk), o.Assignment) })
 	}
 	return g.Wait()
 }
 
-// giveUp forgets shards that were taken from this node, after a while.
-func (n *Node) giveUp(ctx context.Context, branches []uint32, owned []placement.Shard, unwanted map[placement.Shard]time.Time) {
-	for shard := range placement.Shard(n.store.Shards()) {
-		if slices.Contains(owned, shard) {
-			delete(unwanted, shard)
-			continue
+// coverage is what the store has of a shard or chunk.
+func (n *Node) coverage(branch uint32, p placement.Place) chunk.Coverage {
+	if p.Chunk != (placement.Chunk{}) {
+		return n.store.ChunkCoverage(branch, p.Chunk)
+	}
+	return n.store.Coverage(branch, p.Shard)
+}
+
+// giveUp forgets shards and chunks that were taken from this node, after a while.
+func (n *Node) giveUp(ctx context.Context, branches []uint32, owned []placement.Shard, apart []fsm.Override, unwanted map[placement.Place]time.Time) {
+	keeps := func(p placement.Place) bool {
+		if p.Chunk != (placement.Chunk{}) {
+			return slices.ContainsFunc(apart, func(o fsm.Override) bool { return o.Chunk == p.Chunk })
 		}
-		for _, branch := range branches {
-			if !n.store.Coverage(branch, shard).Owned {
+		// A shard goes as a whole: not while a chunk of it is to stay.
+		return slices.Contains(owned, p.Shard) ||
+			slices.ContainsFunc(apart, func(o fsm.Override) bool { return placement.ShardOf(o.Chunk, n.store.Shards()) == p.Shard })
+	}
+	for _, branch := range branches {
+		places := make([]placement.Place, 0, n.store.Shards())
+		for shard := range placement.Shard(n.store.Shards()) {
+			places = append(places, placement.Place{Shard: shard})
+		}
+		for _, c := range n.store.OwnedChunks(branch) {
+			places = append(places, placement.Place{Shard: placement.ShardOf(c, n.store.Shards()), Chunk: c})
+		}
+		for _, p := range places {
+			if keeps(p) || !n.coverage(branch, p).Owned {
+				if keeps(p) {
+					delete(unwanted, p)
+				}
 				continue
 			}
-			since, known := unwanted[shard]
+			since, known := unwanted[p]
 			if !known {
-				unwanted[shard] = time.Now()
+				unwanted[p] = time.Now()
 				continue
 			}
 			if time.Since(since) < dropAfter {
 				continue
 			}
 			// What this node knows may be old: it was cut off, or has just come back. It may have the only copy by now, so the cluster is asked first.
-			if owns, err := n.ownsNow(ctx, shard); err != nil || owns {
+			if owns, err := n.ownsNow(ctx, p); err != nil || owns {
 				return
 			}
-			err := n.store.Disown(branch, shard)
-			if err == nil {
-				err = n.store.DropShard(branch, shard)
+			if err := n.drop(branch, p); err != nil {
+				n.cfg.Logger.Warn("what is elsewhere now could not be removed", "what", p, "branch", branch, "error", err)
+				continue
 			}
-			if err != nil {
-				n.cfg.Logger.Warn("a shard that is elsewhere now could not be removed", "shard", shard, "branch", branch, "error", err)
-			}
+			n.cfg.Logger.Info("what is elsewhere now is removed", "what", p, "branch", branch)
 		}
 	}
 }
 
-// ownsNow tells whether the cluster gave this node a shard, by all that was agreed on before the call. Without a majority it is an error, soon.
-func (n *Node) ownsNow(ctx context.Context, shard placement.Shard) (bool, error) {
+// drop removes a shard or chunk from the store.
+func (n *Node) drop(branch uint32, p placement.Place) error {
+	if p.Chunk != (placement.Chunk{}) {
+		return n.store.DropChunk(branch, p.Chunk)
+	}
+	if err := n.store.Disown(branch, p.Shard); err != nil {
+		return err
+	}
+	return n.store.DropShard(branch, p.Shard)
+}
+
+// ownsNow tells whether the cluster gave this node a shard or chunk, by all that was agreed on before the call. Without a majority it is an error, soon.
+func (n *Node) ownsNow(ctx context.Context, p placement.Place) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, moveEvery)
 	defer cancel()
 	if err := n.cluster.Sync(ctx); err != nil {
 		return false, err
 	}
-	return slices.Contains(n.cluster.State().Owned(n.cluster.ID()), shard), nil
+	a := n.cluster.State().Layout().Assignment(p)
+	return a != nil && a.Replica(n.cluster.ID()) != nil, nil
 }
 
-// takeShard brings a shard here, if it isn't, and says so to the cluster.
-func (n *Node) takeShard(ctx context.Context, s *cluster.State, branches []uint32, shard placement.Shard, r placement.Replica) error {
+// take brings a shard or chunk here, if it isn't, and says so to the cluster.
+func (n *Node) take(ctx context.Context, s *cluster.State, branches []uint32, p placement.Place, a placement.Assignment) error {
+	r, of := a.Replica(n.cluster.ID()), command.OfPlace(p)
 	missing := false
 	for _, branch := range branches {
-		missing = missing || !n.store.Coverage(branch, shard).Complete
+		missing = missing || !n.coverage(branch, p).Complete
 	}
-	if missing && r.Role != placement.Joining && len(s.Map[shard].Full()) > 1 {
+	if missing && r.Role != placement.Joining && len(a.Serving()) > 1 {
 		// The map says that this node has it: its disk must have lost it. Others may have the rest; until then reads ask them.
 		var refused *cluster.Refused
-		_, err := n.cluster.Propose(ctx, &command.LoseReplica{Of: command.Of{Shard: shard}, Node: n.cluster.ID()})
+		_, err := n.cluster.Propose(ctx, &command.LoseReplica{Of: of, Node: n.cluster.ID()})
 		if err != nil && !errors.As(err, &refused) {
 			return err
 		}
@@ -141,23 +185,23 @@ func (n *Node) takeShard(ctx context.Context, s *cluster.State, branches []uint3
 		return nil
 	}
 	for _, branch := range branches {
-		have := n.store.Coverage(branch, shard)
+		have := n.coverage(branch, p)
 		if have.Complete {
 			continue
 		}
-		err := n.pull(ctx, branch, shard, have.From)
+		err := n.pull(ctx, branch, p, have.From)
 		if errors.Is(err, errCollected) {
-			// This node begins to keep the shard anew: a replica that has all of it has just sent it.
+			// This node begins to keep it anew: a replica that has all of it has just sent it.
 			var from pg.LSN
-			if from, err = n.ownAnew(branch, shard); err == nil {
-				err = n.pull(ctx, branch, shard, from)
+			if from, err = n.ownAnew(branch, p); err == nil {
+				err = n.pull(ctx, branch, p, from)
 			}
 		}
 		if errors.Is(err, errFromStore) {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("shard %d of branch %d: %w", shard, branch, err)
+			return fmt.Errorf("%s of branch %d: %w", p, branch, err)
 		}
 	}
 	if r.Role != placement.Joining {
@@ -166,7 +210,7 @@ func (n *Node) takeShard(ctx context.Context, s *cluster.State, branches []uint3
 	if err := n.store.Flush(); err != nil { // what is told must outlive a crash
 		return err
 	}
-	_, err := n.cluster.Propose(ctx, &command.ReplicaReady{Of: command.Of{Shard: shard}, Node: n.cluster.ID(), Since: r.Since})
+	_, err := n.cluster.Propose(ctx, &command.ReplicaReady{Of: of, Node: n.cluster.ID(), Since: r.Since})
 	var refused *cluster.Refused
 	if errors.As(err, &refused) {
 		return nil // it is wanted elsewhere now
@@ -174,15 +218,15 @@ func (n *Node) takeShard(ctx context.Context, s *cluster.State, branches []uint3
 	return err
 }
 
-// ownAnew gives up what there is of a shard and keeps what WAL brings from here on.
-func (n *Node) ownAnew(branch uint32, shard placement.Shard) (pg.LSN, error) {
-	if err := n.store.Disown(branch, shard); err != nil {
+// ownAnew gives up what there is of a shard or chunk and keeps what WAL brings from here on.
+func (n *Node) ownAnew(branch uint32, p placement.Place) (pg.LSN, error) {
+	if err := n.drop(branch, p); err != nil {
 		return 0, err
 	}
-	if err := n.store.DropShard(branch, shard); err != nil {
-		return 0, err
+	if p.Chunk != (placement.Chunk{}) {
+		return n.store.OwnChunk(branch, p.Chunk)
 	}
-	return n.store.Own(branch, shard)
+	return n.store.Own(branch, p.Shard)
 }
 
 // errCollected says that a replica has a shard from a later LSN on only than this node has what WAL brought.
@@ -191,16 +235,16 @@ var errCollected = errors.New("what lies between was collected")
 // errFromStore says that nobody but the backup has a shard, which is brought from there by itself.
 var errFromStore = errors.New("the shard comes from the backup")
 
-// pull takes a layer of a shard that reaches from from on from another replica.
-func (n *Node) pull(ctx context.Context, branch uint32, shard placement.Shard, from pg.LSN) error {
+// pull takes a layer of a shard or chunk that reaches from from on from another replica.
+func (n *Node) pull(ctx context.Context, branch uint32, p placement.Place, from pg.LSN) error {
 	errs := []error{}
-	for _, address := range n.replicas(shard) {
-		r, err := n.peers.layer(ctx, address, branch, shard, from)
+	for _, address := range n.replicas(p) {
+		r, err := n.peers.layer(ctx, address, branch, p, from)
 		if err == nil {
 			began := time.Now()
 			layer, err := n.store.ImportLayer(ctx, r)
 			if err == nil {
-				n.cfg.Logger.Info("a shard is here", "shard", shard, "branch", branch, "of", address, "from", layer.Lo, "to", layer.Hi, "in", time.Since(began).Round(time.Millisecond))
+				n.cfg.Logger.Info("a replica is here", "what", p, "branch", branch, "of", address, "from", layer.Lo, "to", layer.Hi, "in", time.Since(began).Round(time.Millisecond))
 				return nil
 			}
 			if errors.Is(err, chunk.ErrNotHere) && layer.Lo > from {
@@ -211,7 +255,7 @@ func (n *Node) pull(ctx context.Context, branch uint32, shard placement.Shard, f
 		}
 		errs = append(errs, err)
 	}
-	if len(errs) == 0 && n.backups != nil {
+	if len(errs) == 0 && n.backups != nil && p.Chunk == (placement.Chunk{}) {
 		return errFromStore
 	}
 	if len(errs) == 0 {

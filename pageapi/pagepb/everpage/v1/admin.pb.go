@@ -1921,6 +1921,398 @@ func (*SetClusterResponse) Descriptor() ([]byte, []int) {
 	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
+type ListChunksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Branch        uint32                 `protobuf:"varint,1,opt,name=branch,proto3" json:"branch,omitempty"` // 0: main
+	Rel           *RelFork               `protobuf:"bytes,2,opt,name=rel,proto3" json:"rel,omitempty"`        // only those of this fork; absent: all
+	One           bool                   `protobuf:"varint,3,opt,name=one,proto3" json:"one,omitempty"`       // of the fork only the segment below
+	Segment       uint32                 `protobuf:"varint,4,opt,name=segment,proto3" json:"segment,omitempty"`
+	Apart         bool                   `protobuf:"varint,5,opt,name=apart,proto3" json:"apart,omitempty"` // only those that have replicas of their own
+	After         *ChunkName             `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`  // go on behind this one
+	Limit         uint32                 `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"` // 0: 1000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChunksRequest) Reset() {
+	*x = ListChunksRequest{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChunksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChunksRequest) ProtoMessage() {}
+
+func (x *ListChunksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChunksRequest.ProtoReflect.Descriptor instead.
+func (*ListChunksRequest) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ListChunksRequest) GetBranch() uint32 {
+	if x != nil {
+		return x.Branch
+	}
+	return 0
+}
+
+func (x *ListChunksRequest) GetRel() *RelFork {
+	if x != nil {
+		return x.Rel
+	}
+	return nil
+}
+
+func (x *ListChunksRequest) GetOne() bool {
+	if x != nil {
+		return x.One
+	}
+	return false
+}
+
+func (x *ListChunksRequest) GetSegment() uint32 {
+	if x != nil {
+		return x.Segment
+	}
+	return 0
+}
+
+func (x *ListChunksRequest) GetApart() bool {
+	if x != nil {
+		return x.Apart
+	}
+	return false
+}
+
+func (x *ListChunksRequest) GetAfter() *ChunkName {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *ListChunksRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ChunkName struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rel           *RelFork               `protobuf:"bytes,1,opt,name=rel,proto3" json:"rel,omitempty"` // an SLRU's has tablespace 0 and its kind as database
+	Segment       uint32                 `protobuf:"varint,2,opt,name=segment,proto3" json:"segment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChunkName) Reset() {
+	*x = ChunkName{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChunkName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChunkName) ProtoMessage() {}
+
+func (x *ChunkName) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChunkName.ProtoReflect.Descriptor instead.
+func (*ChunkName) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ChunkName) GetRel() *RelFork {
+	if x != nil {
+		return x.Rel
+	}
+	return nil
+}
+
+func (x *ChunkName) GetSegment() uint32 {
+	if x != nil {
+		return x.Segment
+	}
+	return 0
+}
+
+type ListChunksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunks        []*ChunkInfo           `protobuf:"bytes,1,rep,name=chunks,proto3" json:"chunks,omitempty"`
+	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"` // there are others behind the last one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChunksResponse) Reset() {
+	*x = ListChunksResponse{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChunksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChunksResponse) ProtoMessage() {}
+
+func (x *ListChunksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChunksResponse.ProtoReflect.Descriptor instead.
+func (*ListChunksResponse) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ListChunksResponse) GetChunks() []*ChunkInfo {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
+}
+
+func (x *ListChunksResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+type ChunkInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         *ChunkName             `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"` // for people
+	Shard         uint32                 `protobuf:"varint,3,opt,name=shard,proto3" json:"shard,omitempty"`
+	Apart         bool                   `protobuf:"varint,4,opt,name=apart,proto3" json:"apart,omitempty"`   // it has replicas of its own
+	Pinned        bool                   `protobuf:"varint,5,opt,name=pinned,proto3" json:"pinned,omitempty"` // because somebody asked for it
+	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`   // of its replicas
+	Replicas      []*ShardReplica        `protobuf:"bytes,7,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Blocks        uint32                 `protobuf:"varint,8,opt,name=blocks,proto3" json:"blocks,omitempty"` // that the chunk has now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChunkInfo) Reset() {
+	*x = ChunkInfo{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChunkInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChunkInfo) ProtoMessage() {}
+
+func (x *ChunkInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChunkInfo.ProtoReflect.Descriptor instead.
+func (*ChunkInfo) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ChunkInfo) GetChunk() *ChunkName {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+func (x *ChunkInfo) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ChunkInfo) GetShard() uint32 {
+	if x != nil {
+		return x.Shard
+	}
+	return 0
+}
+
+func (x *ChunkInfo) GetApart() bool {
+	if x != nil {
+		return x.Apart
+	}
+	return false
+}
+
+func (x *ChunkInfo) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+func (x *ChunkInfo) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ChunkInfo) GetReplicas() []*ShardReplica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *ChunkInfo) GetBlocks() uint32 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+type MoveChunkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         *ChunkName             `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	To            string                 `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`     // node name; empty: the chunk goes back to its shard
+	From          string                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"` // whose replica goes when the new one is full; empty: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveChunkRequest) Reset() {
+	*x = MoveChunkRequest{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveChunkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveChunkRequest) ProtoMessage() {}
+
+func (x *MoveChunkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveChunkRequest.ProtoReflect.Descriptor instead.
+func (*MoveChunkRequest) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *MoveChunkRequest) GetChunk() *ChunkName {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+func (x *MoveChunkRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *MoveChunkRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+type MoveChunkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveChunkResponse) Reset() {
+	*x = MoveChunkResponse{}
+	mi := &file_everpage_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveChunkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveChunkResponse) ProtoMessage() {}
+
+func (x *MoveChunkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveChunkResponse.ProtoReflect.Descriptor instead.
+func (*MoveChunkResponse) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
 var File_everpage_v1_admin_proto protoreflect.FileDescriptor
 
 const file_everpage_v1_admin_proto_rawDesc = "" +
@@ -2092,7 +2484,35 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\x11SetClusterRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"\x14\n" +
-	"\x12SetClusterResponse2\xe4\x05\n" +
+	"\x12SetClusterResponse\"\xd9\x01\n" +
+	"\x11ListChunksRequest\x12\x16\n" +
+	"\x06branch\x18\x01 \x01(\rR\x06branch\x12&\n" +
+	"\x03rel\x18\x02 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x10\n" +
+	"\x03one\x18\x03 \x01(\bR\x03one\x12\x18\n" +
+	"\asegment\x18\x04 \x01(\rR\asegment\x12\x14\n" +
+	"\x05apart\x18\x05 \x01(\bR\x05apart\x12,\n" +
+	"\x05after\x18\x06 \x01(\v2\x16.everpage.v1.ChunkNameR\x05after\x12\x14\n" +
+	"\x05limit\x18\a \x01(\rR\x05limit\"M\n" +
+	"\tChunkName\x12&\n" +
+	"\x03rel\x18\x01 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x18\n" +
+	"\asegment\x18\x02 \x01(\rR\asegment\"X\n" +
+	"\x12ListChunksResponse\x12.\n" +
+	"\x06chunks\x18\x01 \x03(\v2\x16.everpage.v1.ChunkInfoR\x06chunks\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\xf6\x01\n" +
+	"\tChunkInfo\x12,\n" +
+	"\x05chunk\x18\x01 \x01(\v2\x16.everpage.v1.ChunkNameR\x05chunk\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05shard\x18\x03 \x01(\rR\x05shard\x12\x14\n" +
+	"\x05apart\x18\x04 \x01(\bR\x05apart\x12\x16\n" +
+	"\x06pinned\x18\x05 \x01(\bR\x06pinned\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x125\n" +
+	"\breplicas\x18\a \x03(\v2\x19.everpage.v1.ShardReplicaR\breplicas\x12\x16\n" +
+	"\x06blocks\x18\b \x01(\rR\x06blocks\"d\n" +
+	"\x10MoveChunkRequest\x12,\n" +
+	"\x05chunk\x18\x01 \x01(\v2\x16.everpage.v1.ChunkNameR\x05chunk\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\"\x13\n" +
+	"\x11MoveChunkResponse2\xff\x06\n" +
 	"\fAdminService\x12A\n" +
 	"\x06Attach\x12\x1a.everpage.v1.AttachRequest\x1a\x1b.everpage.v1.AttachResponse\x12A\n" +
 	"\x06Detach\x12\x1a.everpage.v1.DetachRequest\x1a\x1b.everpage.v1.DetachResponse\x12A\n" +
@@ -2105,7 +2525,10 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"ListShards\x12\x1e.everpage.v1.ListShardsRequest\x1a\x1f.everpage.v1.ListShardsResponse\x12J\n" +
 	"\tMoveShard\x12\x1d.everpage.v1.MoveShardRequest\x1a\x1e.everpage.v1.MoveShardResponse\x12M\n" +
 	"\n" +
-	"SetCluster\x12\x1e.everpage.v1.SetClusterRequest\x1a\x1f.everpage.v1.SetClusterResponseB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
+	"SetCluster\x12\x1e.everpage.v1.SetClusterRequest\x1a\x1f.everpage.v1.SetClusterResponse\x12M\n" +
+	"\n" +
+	"ListChunks\x12\x1e.everpage.v1.ListChunksRequest\x1a\x1f.everpage.v1.ListChunksResponse\x12J\n" +
+	"\tMoveChunk\x12\x1d.everpage.v1.MoveChunkRequest\x1a\x1e.everpage.v1.MoveChunkResponseB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
 
 var (
 	file_everpage_v1_admin_proto_rawDescOnce sync.Once
@@ -2119,7 +2542,7 @@ func file_everpage_v1_admin_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_admin_proto_rawDescData
 }
 
-var file_everpage_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_everpage_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_everpage_v1_admin_proto_goTypes = []any{
 	(*AttachRequest)(nil),           // 0: everpage.v1.AttachRequest
 	(*AttachResponse)(nil),          // 1: everpage.v1.AttachResponse
@@ -2148,42 +2571,60 @@ var file_everpage_v1_admin_proto_goTypes = []any{
 	(*MoveShardResponse)(nil),       // 24: everpage.v1.MoveShardResponse
 	(*SetClusterRequest)(nil),       // 25: everpage.v1.SetClusterRequest
 	(*SetClusterResponse)(nil),      // 26: everpage.v1.SetClusterResponse
-	(*Collecting)(nil),              // 27: everpage.v1.Collecting
+	(*ListChunksRequest)(nil),       // 27: everpage.v1.ListChunksRequest
+	(*ChunkName)(nil),               // 28: everpage.v1.ChunkName
+	(*ListChunksResponse)(nil),      // 29: everpage.v1.ListChunksResponse
+	(*ChunkInfo)(nil),               // 30: everpage.v1.ChunkInfo
+	(*MoveChunkRequest)(nil),        // 31: everpage.v1.MoveChunkRequest
+	(*MoveChunkResponse)(nil),       // 32: everpage.v1.MoveChunkResponse
+	(*Collecting)(nil),              // 33: everpage.v1.Collecting
+	(*RelFork)(nil),                 // 34: everpage.v1.RelFork
 }
 var file_everpage_v1_admin_proto_depIdxs = []int32{
 	2,  // 0: everpage.v1.AttachResponse.checks:type_name -> everpage.v1.Preflight
 	7,  // 1: everpage.v1.StatusResponse.nodes:type_name -> everpage.v1.NodeStatus
 	8,  // 2: everpage.v1.StatusResponse.follow:type_name -> everpage.v1.FollowStatus
-	27, // 3: everpage.v1.NodeStatus.collecting:type_name -> everpage.v1.Collecting
+	33, // 3: everpage.v1.NodeStatus.collecting:type_name -> everpage.v1.Collecting
 	11, // 4: everpage.v1.InfoResponse.branches:type_name -> everpage.v1.BranchInfo
 	12, // 5: everpage.v1.BranchInfo.lost:type_name -> everpage.v1.LostCommit
 	21, // 6: everpage.v1.ListShardsResponse.shards:type_name -> everpage.v1.ShardInfo
 	22, // 7: everpage.v1.ShardInfo.replicas:type_name -> everpage.v1.ShardReplica
-	0,  // 8: everpage.v1.AdminService.Attach:input_type -> everpage.v1.AttachRequest
-	3,  // 9: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
-	5,  // 10: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
-	9,  // 11: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
-	15, // 12: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
-	13, // 13: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
-	17, // 14: everpage.v1.AdminService.SetNode:input_type -> everpage.v1.SetNodeRequest
-	19, // 15: everpage.v1.AdminService.ListShards:input_type -> everpage.v1.ListShardsRequest
-	23, // 16: everpage.v1.AdminService.MoveShard:input_type -> everpage.v1.MoveShardRequest
-	25, // 17: everpage.v1.AdminService.SetCluster:input_type -> everpage.v1.SetClusterRequest
-	1,  // 18: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
-	4,  // 19: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
-	6,  // 20: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
-	10, // 21: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
-	16, // 22: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
-	14, // 23: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
-	18, // 24: everpage.v1.AdminService.SetNode:output_type -> everpage.v1.SetNodeResponse
-	20, // 25: everpage.v1.AdminService.ListShards:output_type -> everpage.v1.ListShardsResponse
-	24, // 26: everpage.v1.AdminService.MoveShard:output_type -> everpage.v1.MoveShardResponse
-	26, // 27: everpage.v1.AdminService.SetCluster:output_type -> everpage.v1.SetClusterResponse
-	18, // [18:28] is the sub-list for method output_type
-	8,  // [8:18] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	34, // 8: everpage.v1.ListChunksRequest.rel:type_name -> everpage.v1.RelFork
+	28, // 9: everpage.v1.ListChunksRequest.after:type_name -> everpage.v1.ChunkName
+	34, // 10: everpage.v1.ChunkName.rel:type_name -> everpage.v1.RelFork
+	30, // 11: everpage.v1.ListChunksResponse.chunks:type_name -> everpage.v1.ChunkInfo
+	28, // 12: everpage.v1.ChunkInfo.chunk:type_name -> everpage.v1.ChunkName
+	22, // 13: everpage.v1.ChunkInfo.replicas:type_name -> everpage.v1.ShardReplica
+	28, // 14: everpage.v1.MoveChunkRequest.chunk:type_name -> everpage.v1.ChunkName
+	0,  // 15: everpage.v1.AdminService.Attach:input_type -> everpage.v1.AttachRequest
+	3,  // 16: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
+	5,  // 17: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
+	9,  // 18: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
+	15, // 19: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
+	13, // 20: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
+	17, // 21: everpage.v1.AdminService.SetNode:input_type -> everpage.v1.SetNodeRequest
+	19, // 22: everpage.v1.AdminService.ListShards:input_type -> everpage.v1.ListShardsRequest
+	23, // 23: everpage.v1.AdminService.MoveShard:input_type -> everpage.v1.MoveShardRequest
+	25, // 24: everpage.v1.AdminService.SetCluster:input_type -> everpage.v1.SetClusterRequest
+	27, // 25: everpage.v1.AdminService.ListChunks:input_type -> everpage.v1.ListChunksRequest
+	31, // 26: everpage.v1.AdminService.MoveChunk:input_type -> everpage.v1.MoveChunkRequest
+	1,  // 27: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
+	4,  // 28: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
+	6,  // 29: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
+	10, // 30: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
+	16, // 31: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
+	14, // 32: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
+	18, // 33: everpage.v1.AdminService.SetNode:output_type -> everpage.v1.SetNodeResponse
+	20, // 34: everpage.v1.AdminService.ListShards:output_type -> everpage.v1.ListShardsResponse
+	24, // 35: everpage.v1.AdminService.MoveShard:output_type -> everpage.v1.MoveShardResponse
+	26, // 36: everpage.v1.AdminService.SetCluster:output_type -> everpage.v1.SetClusterResponse
+	29, // 37: everpage.v1.AdminService.ListChunks:output_type -> everpage.v1.ListChunksResponse
+	32, // 38: everpage.v1.AdminService.MoveChunk:output_type -> everpage.v1.MoveChunkResponse
+	27, // [27:39] is the sub-list for method output_type
+	15, // [15:27] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_admin_proto_init() }
@@ -2199,7 +2640,7 @@ func file_everpage_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_admin_proto_rawDesc), len(file_everpage_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,8 @@ const (
 	AdminService_ListShards_FullMethodName      = "/everpage.v1.AdminService/ListShards"
 	AdminService_MoveShard_FullMethodName       = "/everpage.v1.AdminService/MoveShard"
 	AdminService_SetCluster_FullMethodName      = "/everpage.v1.AdminService/SetCluster"
+	AdminService_ListChunks_FullMethodName      = "/everpage.v1.AdminService/ListChunks"
+	AdminService_MoveChunk_FullMethodName       = "/everpage.v1.AdminService/MoveChunk"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -51,6 +53,10 @@ type AdminServiceClient interface {
 	MoveShard(ctx context.Context, in *MoveShardRequest, opts ...grpc.CallOption) (*MoveShardResponse, error)
 	// SetCluster changes a setting of the whole cluster.
 	SetCluster(ctx context.Context, in *SetClusterRequest, opts ...grpc.CallOption) (*SetClusterResponse, error)
+	// ListChunks lists chunks in the order of their names.
+	ListChunks(ctx context.Context, in *ListChunksRequest, opts ...grpc.CallOption) (*ListChunksResponse, error)
+	// MoveChunk gives a chunk replicas of its own, on a node in place of another's, or gives it back to its shard.
+	MoveChunk(ctx context.Context, in *MoveChunkRequest, opts ...grpc.CallOption) (*MoveChunkResponse, error)
 }
 
 type adminServiceClient struct {
@@ -170,6 +176,26 @@ func (c *adminServiceClient) SetCluster(ctx context.Context, in *SetClusterReque
 	return out, nil
 }
 
+func (c *adminServiceClient) ListChunks(ctx context.Context, in *ListChunksRequest, opts ...grpc.CallOption) (*ListChunksResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListChunksResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListChunks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) MoveChunk(ctx context.Context, in *MoveChunkRequest, opts ...grpc.CallOption) (*MoveChunkResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MoveChunkResponse)
+	err := c.cc.Invoke(ctx, AdminService_MoveChunk_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -191,6 +217,10 @@ type AdminServiceServer interface {
 	MoveShard(context.Context, *MoveShardRequest) (*MoveShardResponse, error)
 	// SetCluster changes a setting of the whole cluster.
 	SetCluster(context.Context, *SetClusterRequest) (*SetClusterResponse, error)
+	// ListChunks lists chunks in the order of their names.
+	ListChunks(context.Context, *ListChunksRequest) (*ListChunksResponse, error)
+	// MoveChunk gives a chunk replicas of its own, on a node in place of another's, or gives it back to its shard.
+	MoveChunk(context.Context, *MoveChunkRequest) (*MoveChunkResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -230,6 +260,12 @@ func (UnimplementedAdminServiceServer) MoveShard(context.Context, *MoveShardRequ
 }
 func (UnimplementedAdminServiceServer) SetCluster(context.Context, *SetClusterRequest) (*SetClusterResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetCluster not implemented")
+}
+func (UnimplementedAdminServiceServer) ListChunks(context.Context, *ListChunksRequest) (*ListChunksResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListChunks not implemented")
+}
+func (UnimplementedAdminServiceServer) MoveChunk(context.Context, *MoveChunkRequest) (*MoveChunkResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MoveChunk not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -425,6 +461,42 @@ func _AdminService_SetCluster_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ListChunks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListChunksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListChunks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListChunks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListChunks(ctx, req.(*ListChunksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_MoveChunk_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MoveChunkRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).MoveChunk(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_MoveChunk_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).MoveChunk(ctx, req.(*MoveChunkRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -467,6 +539,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetCluster",
 			Handler:    _AdminService_SetCluster_Handler,
+		},
+		{
+			MethodName: "ListChunks",
+			Handler:    _AdminService_ListChunks_Handler,
+		},
+		{
+			MethodName: "MoveChunk",
+			Handler:    _AdminService_MoveChunk_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
