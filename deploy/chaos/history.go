@@ -116,7 +116,10 @@ func (h *history) observe(ctx context.Context, address string, admin pb.AdminSer
 				h.same(shardEpoch{s.Shard, s.Epoch}, text, fmt.Sprintf("shard %d under epoch %d", s.Shard, s.Epoch))
 			}
 			h.mu.Unlock()
-		} else { // it may have been killed
+		} else {
+			// It may have been killed. A node writes the state that it serves beside the log at most every 200 ms, and its log tells what is committed only once
+			// a leader has said so: one that comes back says for a moment what it knew a little earlier. That is a local look at the map, not a barrier read
+			// (those are held against one order of events by cluster's TestShardMapIsLinearizable), and nothing is dropped or deleted by it.
 			newest = 0
 			clear(epochs)
 		}
