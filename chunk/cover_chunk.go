@@ -51,6 +51,7 @@ func (s *Store) OwnChunk(branch uint32, chunk placement.Chunk) (from pg.LSN, err
 	set(^pg.LSN(0))
 	at := max(b.high, pg.LSN(b.at.Load()), p.Readable, p.Resume)
 	set(at)
+	b.reached(at)
 	b.dirty = true
 	return at, nil
 }
