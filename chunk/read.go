@@ -362,6 +362,16 @@ func damaged(branch uint32, key pg.PageKey, v version) *DamagedError {
 
 // apply brings the base in dst forward through the chain, oldest delta first.
 func (r *reader) apply(b *branchState, dst pg.Page) error {
+	if err := r.redo(b, dst); err != nil {
+		return err
+	}
+	if len(r.stack) >= cacheFrom {
+		r.s.cache.put(b.id, r.stack[0].key, r.stack[0].lsn, dst)
+	}
+	return nil
+}
+
+func (r *reader) redo(b *branchState, dst pg.Page) error {
 	for i := len(r.stack) - 1; i >= 0; i-- {
 		l := &r.stack[i]
 		delta := l.content
@@ -383,9 +393,6 @@ func (r *reader) apply(b *branchState, dst pg.Page) error {
 		if _, err := r.s.opt.Redoer.Redo(dst, l.key, l.lsn, init, delta); err != nil {
 			return &DamagedError{Branch: b.num, Key: l.key, LSN: l.lsn, Reason: err.Error(), Err: err}
 		}
-	}
-	if len(r.stack) >= cacheFrom {
-		r.s.cache.put(b.id, r.stack[0].key, r.stack[0].lsn, dst)
 	}
 	return nil
 }

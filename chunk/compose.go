@@ -1,0 +1,35 @@
+package chunk
+
+import "everpage/wal/pg"
+
+// Compose makes a page of its versions alone, newest first as Versions and a LayerSource give them, into dst. whole is false where they don't reach down to
+// one that needs none under it, so that nobody can tell by them alone what the page is; pages of SLRUs begin as zeroes.
+func (s *Store) Compose(branch uint32, key pg.PageKey, versions []PageVersion, dst pg.Page) (whole bool, err error) {
+	b := s.branch(branch)
+	r := &reader{s: s}
+	clear(dst)
+	whole = key.Spc == 0
+	for _, v := range versions {
+		kind := VersionKind(v.Value[0])
+		if kind == KindDamaged || kind == KindMissing {
+			return true, damaged(branch, key, version{lsn: v.LSN, value: v.Value})
+		}
+		if kind == KindImage {
+			p := s.pagePrefix(branch, key)
+			if err := getImage(dst, body(v.Value)); err != nil {
+				return false, r.corrupt(&p, v.LSN, err)
+			}
+			whole = true
+			break
+		}
+		r.stack = append(r.stack, layer{key: key, lsn: v.LSN, kind: kind, content: body(v.Value)})
+		if kind == KindInit {
+			whole = true
+			break
+		}
+	}
+	if !whole {
+		return false, nil
+	}
+	return true, r.redo(b, dst)
+}
