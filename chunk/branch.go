@@ -185,7 +185,7 @@ func (s *Store) commit(b *branchState, p Progress) error {
 	b.progress.Store(&p)
 	b.dirty = true
 	b.wake(false)
-	if s.active.size.Load() >= s.opt.RunBytes {
+	if s.active.size.Load() >= s.opt.RunBytes>>s.early {
 		return s.freeze()
 	}
 	return nil

@@ -57,6 +57,9 @@ func (s *Store) freeze() error {
 		return true
 	})
 	slices.SortFunc(s.active.cover, func(x, y pair) int { return x.p.compare(&y.p) })
+	if s.early > 0 {
+		s.early--
+	}
 	s.frozen = append(s.frozen, s.active)
 	s.frozenN++
 	s.active = newRun(s.opt.RunBytes)

@@ -16,7 +16,7 @@ import (
 
 // bound finds out which of an object's deltas are to be images, and makes these. versions are a page's, newest first.
 func (t *tableWriter) bound(p *prefix, versions []flat) error {
-	t.swaps, t.image = t.swaps[:0], t.image[:0]
+	t.swaps, t.image, t.made = t.swaps[:0], t.image[:0], -1
 	opt := &t.s.opt
 	last := len(versions) - 1
 	var d depth
@@ -45,12 +45,15 @@ func (t *tableWriter) bound(p *prefix, versions []flat) error {
 		if VersionKind(kind) == KindInit {
 			continue // one long delta alone
 		}
-		if err := t.materialise(p, versions[i].lsn, t.run.value(versions[i].value), i); err != nil {
+		if err := t.materialise(p, versions, i); err != nil {
 			return err
 		}
 		// Also where the page can't be made: reads will say why until something starts it anew, and to try with every further delta would walk
 		// down all of them each time.
 		d = depth{}
+	}
+	if t.made >= 0 {
+		t.s.cache.put(t.s.branch(p.branch()).id, p.pageKey(), versions[t.made].lsn, t.buf)
 	}
 	t.s.depths.put(p, d)
 	return nil
@@ -89,37 +92,89 @@ func (t *tableWriter) below(p *prefix, lsn pg.LSN) (d depth, err error) {
 	}
 }
 
-// materialise makes the image of one version, or nothing where the page can't be made.
-func (t *tableWriter) materialise(p *prefix, lsn pg.LSN, v []byte, i int) error {
+// materialise makes the image of version i, or nothing where the page can't be made.
+func (t *tableWriter) materialise(p *prefix, versions []flat, i int) error {
 	if t.buf == nil {
 		t.buf = make(pg.Page, pg.BlockSize)
 	}
+	lsn := versions[i].lsn
 	b := t.s.branch(p.branch())
 	r, view, err := t.s.view(context.Background(), b)
 	if err != nil {
 		return err
 	}
+	defer r.release()
 	view.src = nil // the writer of tables waits for nobody
-	err = r.page(view, b, p.pageKey(), lsn, t.buf)
-	r.release()
+	ok, err := t.forward(r, &view, b, p.pageKey(), versions, i)
+	if err == nil && !ok {
+		t.made = -1
+		err = r.page(view, b, p.pageKey(), lsn, t.buf)
+	}
 	if err != nil {
+		t.made = -1
 		var damage *DamagedError
 		if errors.As(err, &damage) || errors.Is(err, ErrNotFound) || errors.Is(err, ErrNotHere) {
 			return nil
 		}
 		return unlessCorrupt(err)
 	}
-	t.s.cache.put(b.id, p.pageKey(), lsn, t.buf)
+	t.made = i
 	off, n := imageHole(t.buf)
 	start := len(t.image)
-	t.image = append(t.image, make([]byte, valueOver+imageHead+pg.BlockSize-n)...)
-	img := t.image[start:]
+	t.image = slices.Grow(t.image, valueOver+imageHead+pg.BlockSize-n)[:start+valueOver+imageHead+pg.BlockSize-n]
+	img, v := t.image[start:], t.run.value(versions[i].value)
 	img[0], img[1], img[2] = byte(KindImage), v[1], v[2]
 	putImage(img[valueHead:], t.buf, off, n)
 	seal(p.appendKey(t.key[:0], lsn), img)
 	t.swaps = append(t.swaps, swap{i: i, off: start, end: len(t.image)})
 	t.s.images.Add(1)
 	return nil
+}
+
+// forward makes the page of version i from that of version made, which is at hand, and the run's versions in between, as a read would: for a page that
+// changes often the walk down its versions costs more than their redo. ok is false where only a read can tell what lies between: where coverage
+// has changed while the run was filled, where the fork was cut off or copied, where a version is none that always makes a page of the one before.
+func (t *tableWriter) forward(r *reader, view *view, b *branchState, key pg.PageKey, versions []flat, i int) (ok bool, err error) {
+	if t.made < 0 || len(t.run.cover) > 0 {
+		return false, nil
+	}
+	made, lsn := versions[t.made].lsn, versions[i].lsn
+	if have, _ := t.s.coverageOf(view.cover, key); !have.Owned || have.From > made || len(view.up) > 0 && made <= view.up[0].at {
+		return false, nil
+	}
+	fork, block := forkOf(key)
+	size, ok := b.currentSize(fork, lsn)
+	if !ok {
+		if size, err = r.sizeAt(b.num, fork, lsn); err != nil {
+			return false, err
+		}
+	}
+	if !size.exists || block >= size.blocks || size.lastShrink() > made {
+		return false, nil
+	}
+	for k := t.made - 1; k >= i; k-- {
+		v := t.run.value(versions[k].value)
+		kind := VersionKind(v[0])
+		switch kind {
+		case KindImage:
+			if getImage(t.buf, body(v)) != nil {
+				return false, nil
+			}
+			continue
+		case KindInit:
+			clear(t.buf)
+		case KindDelta, KindOptional, KindZeroed:
+			if key.Spc != 0 && t.buf.IsNew() {
+				return false, nil
+			}
+		default:
+			return false, nil
+		}
+		if _, err := t.s.opt.Redoer.Redo(t.buf, key, versions[k].lsn, kind == KindInit, body(v)); err != nil {
+			return false, nil // the read will say why
+		}
+	}
+	return true, nil
 }
 
 // unlessCorrupt leaves out what reads will report: a corrupt version below must not keep new ones from being stored.

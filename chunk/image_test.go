@@ -2,6 +2,7 @@ package chunk
 
 import (
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 
@@ -55,5 +56,69 @@ func TestImagesOfAPageThatCannotBeMade(t *testing.T) {
 	}
 	if most := int64(deltas / opt.MaxChain); asked.Load() > most || asked.Load() == 0 {
 		t.Fatalf("redo was asked %d times for %d deltas, want 1 to %d", asked.Load(), deltas, most)
+	}
+}
+
+// Versions of a page that lie beyond a truncation are none of the page's that comes after it, also within one run.
+func TestImagesBehindATruncation(t *testing.T) {
+	opt := testOptions(vfs.NewMem())
+	opt.RunBytes = 8 << 20
+	s, err := Open(opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	w, err := s.Writer(testBranch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	key := pg.PageKey{RelFork: pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: 1663, DB: 5, Rel: 16384}}}
+	other := key
+	other.Block = 1
+	page := make(pg.Page, pg.BlockSize)
+	page.Init(0)
+	lsn := pg.LSN(0x1000)
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		lsn += 64
+	}
+	deltas := func() {
+		t.Helper()
+		for range 3 * (opt.MaxChain + 1) {
+			do(w.Delta(key, lsn, Origin{}, BaseRequired, fmt.Appendf(nil, "delta at %s", lsn)))
+		}
+	}
+	do(w.Image(key, lsn, Origin{}, page))
+	deltas()
+	before := lsn - 64
+	do(w.Truncate(key.RelFork, lsn, 0))
+	do(w.Image(other, lsn, Origin{}, page)) // the fork has two blocks again, of which the first is new
+	deltas()
+	if err := w.Commit(Progress{Start: 0x1000, Consistent: 0x1000, Readable: lsn, Resume: lsn}); err != nil {
+		t.Fatal(err)
+	}
+	was := make(pg.Page, pg.BlockSize)
+	if err := s.Page(t.Context(), testBranch, key, before, was); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"from memory", "from tables"} {
+		var damage *DamagedError
+		if err := s.Page(t.Context(), testBranch, key, lsn, page); !errors.As(err, &damage) {
+			t.Fatalf("%s: a page that WAL changes though it is new: %v, want *DamagedError", when, err)
+		}
+		if err := s.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.cache = newPageCache(0)
+	if err := s.Page(t.Context(), testBranch, key, before, page); err != nil || string(page) != string(was) {
+		t.Fatalf("the page before the truncation is another one from tables than from memory (%v)", err)
+	}
+	if st := s.Stats(); st.Images != 3 {
+		t.Fatalf("%d images were added, want 3: of the page before the truncation", st.Images)
 	}
 }

@@ -30,6 +30,10 @@ const (
 	maxRuns   = maxFrozen + 1
 )
 
+// earlyRuns is how many runs are frozen before they are full after a writer was opened, each at twice the size of the one before, so that the first
+// table doesn't wait until a whole run was filled.
+const earlyRuns = 2
+
 // maxSublevels is how many overlapping tables may lie on top of the database before new ones wait for compactions.
 const maxSublevels = 40
 
@@ -67,6 +71,7 @@ type Store struct {
 	frozen   []*run // oldest first
 	gen      uint64
 	frozenN  uint64 // runs ever frozen
+	early    int    // how many runs more are frozen before they are full
 	flushedN uint64 // runs ever written
 	failures uint64 // attempts to write a run that failed
 	writeErr error  // of the last attempt

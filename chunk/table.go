@@ -231,6 +231,7 @@ type tableWriter struct {
 	image []byte // sealed images that take deltas' places
 	swaps []swap
 	buf   pg.Page
+	made  int // the version of the object at hand that buf is; -1: none
 }
 
 // swap is an image that takes the place of version i.

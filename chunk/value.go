@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
@@ -57,6 +58,8 @@ func originOf(v []byte) Origin { return Origin{Rmgr: v[1], Info: v[2]} }
 // (two uint16) and the bytes outside it.
 const imageHead = 4
 
+var zeros [pg.BlockSize]byte
+
 // imageHole finds the zero bytes that needn't be stored.
 func imageHole(page pg.Page) (off, n int) {
 	lo, up := int(page.Lower()), int(page.Upper())
@@ -69,10 +72,8 @@ func imageHole(page pg.Page) (off, n int) {
 	if lo < pg.PageHeaderSize || lo >= up || up > pg.BlockSize {
 		return 0, 0
 	}
-	for _, b := range page[lo:up] {
-		if b != 0 {
-			return 0, 0
-		}
+	if !bytes.Equal(page[lo:up], zeros[:up-lo]) {
+		return 0, 0
 	}
 	return lo, up - lo
 }

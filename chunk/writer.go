@@ -61,6 +61,7 @@ func (s *Store) Writer(branch uint32) (*Writer, error) {
 		return nil, fmt.Errorf("branch %d is %w", branch, ErrBusy)
 	}
 	b.writing = true
+	s.early = earlyRuns
 	return &Writer{s: s, b: b, heldAt: map[prefix]int{}, cover: b.cover.Load()}, nil
 }
 
