@@ -103,6 +103,9 @@ func RestoreSmall(ctx context.Context, s store.Store, t Target, root *Root) (res
 		if i < 0 || len(b.Manifests) != int(root.Shards)+1 {
 			continue // its import was not yet uploaded: nothing of it could be read
 		}
+		if l := root.line(b.Branch); l.Parent != 0 && resume[l.Parent].Readable < l.Fork {
+			continue // its parent does not reach the fork: it is made anew out of WAL
+		}
 		m, err := ReadManifest(ctx, s, b.Manifests[i].Ref)
 		if err != nil {
 			return nil, err

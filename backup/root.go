@@ -40,6 +40,31 @@ type Root struct {
 	Horizons       map[uint32]pg.LSN `json:",omitempty"`
 	Retention      time.Duration     `json:",omitempty"`
 	RetentionBytes uint64            `json:",omitempty"`
+
+	// What main is, and how the branches descend from each other, as far as they have a base backup of their own or through another. A root of an older release
+	// has neither: it knows one branch.
+	Main  uint32 `json:",omitempty"`
+	Lines []Line `json:",omitempty"`
+}
+
+// Line is how a branch came to be.
+type Line struct {
+	Branch   uint32
+	Parent   uint32 // 0: it began with a base backup
+	Fork     pg.LSN
+	Timeline pg.TimelineID
+	History  []byte // the .history file of Timeline
+	Start    pg.LSN
+}
+
+// line is how a branch came to be.
+func (r *Root) line(branch uint32) Line {
+	for _, l := range r.Lines {
+		if l.Branch == branch {
+			return l
+		}
+	}
+	return Line{Branch: branch}
 }
 
 // BranchRoot is a branch in a Root.

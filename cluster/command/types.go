@@ -152,7 +152,13 @@ type ForkBranch struct {
 type DropBranches struct{}
 
 // SetHole says that history has a hole which only a new import mends.
-type SetHole struct{ Hole string }
+//
+// With an Importer that node takes the new base backup at once. What main is now stays readable, and main until the import is complete.
+type SetHole struct {
+	Hole     string
+	Branch   uint32 // main, as whoever proposes it knows
+	Importer string
+}
 
 // ReserveTimeline gives out a timeline id that was never given before. The result is the id.
 type ReserveTimeline struct{}

@@ -76,8 +76,7 @@ func (s *State) apply(c command.Command) (any, error) {
 	case *command.DropBranches:
 		return nil, s.dropBranches()
 	case *command.SetHole:
-		s.Follow.Hole = c.Hole
-		return nil, nil
+		return nil, s.setHole(c)
 	case *command.ReserveTimeline:
 		return s.reserveTimeline()
 	case *command.ForgetSlot:
@@ -165,6 +164,23 @@ func (s *State) giveAll(node string) {
 	for i := range s.Map {
 		epoch := s.Map[i].Epoch + 1
 		s.Map[i] = Assignment{Epoch: epoch, Replicas: []Replica{{Node: node, Role: full, Since: epoch}}}
+	}
+	s.Chunks = nil
+	s.MapEpoch++
+}
+
+// takeAll makes a node the one that has all shards of a new history. The others keep what they have of older ones, and join again.
+func (s *State) takeAll(node string) {
+	s.Map = slices.Clone(s.Map)
+	for i := range s.Map {
+		epoch := s.Map[i].Epoch + 1
+		a := Assignment{Epoch: epoch, Replicas: []Replica{{Node: node, Role: full, Since: epoch}}}
+		for _, r := range s.Map[i].Replicas {
+			if r.Node != node {
+				a.Replicas = append(a.Replicas, Replica{Node: r.Node, Role: joining, Since: epoch})
+			}
+		}
+		s.Map[i] = a
 	}
 	s.Chunks = nil
 	s.MapEpoch++

@@ -96,7 +96,9 @@ func draw(r *rand.Rand, s *State) command.Command {
 		return &command.SplitChunk{Chunk: chunk, Pinned: r.IntN(2) == 0}
 	default:
 		return []command.Command{&command.Lease{Branch: branch, LSN: lsn, Seconds: 9, Renew: uint64(r.IntN(3))}, &command.EndLeases{Leases: []uint64{uint64(r.IntN(5))}},
-			&command.ForgetSlot{Slot: "a"}, &command.SetHole{Hole: "x"}, &command.Sync{}, &command.SetStore{URL: "file:///x"}}[r.IntN(6)]
+			&command.ForgetSlot{Slot: "a"}, &command.SetHole{Hole: "x"}, &command.Sync{}, &command.SetStore{URL: "file:///x"},
+			&command.SetHole{Hole: "x", Branch: s.Main, Importer: node()},
+			&command.ForkBranch{Parent: s.Main, Fork: lsn, Timeline: pg.TimelineID(2 + r.IntN(5)), History: []byte("1\t0/10\tx\n")}}[r.IntN(8)]
 	}
 }
 

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"fmt"
 	"slices"
 
 	"everpage/cluster/command"
@@ -52,14 +53,43 @@ func (s *State) takeImport(c *command.TakeImport) error {
 		return refuse("no primary is attached")
 	case s.Follow.Importer != c.From:
 		return refuse("the import is no longer that node's")
-	case s.Branch(0) != nil && s.Branch(0).Imported && c.From == "":
+	case s.Branch(0) != nil && s.Branch(0).Imported && c.From == "" && s.Follow.Hole == "":
 		return refuse("the import is complete")
 	case s.Node(c.Importer) == nil:
 		return refuse("node %s is not a member", c.Importer)
 	}
 	s.Follow.Importer = c.Importer
 	s.Follow.Epoch++
-	s.giveAll(c.Importer)
+	if s.Follow.Hole != "" {
+		s.takeAll(c.Importer)
+	} else {
+		s.giveAll(c.Importer)
+	}
+	return nil
+}
+
+// setHole says that main can't go on, and who imports anew.
+func (s *State) setHole(c *command.SetHole) error {
+	if c.Importer == "" {
+		s.Follow.Hole = c.Hole
+		return nil
+	}
+	main := s.Branch(0)
+	switch {
+	case s.Follow.Conninfo == "":
+		return refuse("no primary is attached")
+	case c.Hole == "":
+		return refuse("a new import needs a reason")
+	case main == nil || main.Number != c.Branch || !main.Imported:
+		return refuse("main is no longer branch %d, or its base backup is not complete", c.Branch)
+	case s.Follow.Importer != "":
+		return refuse("a base backup is being taken already")
+	case s.Node(c.Importer) == nil:
+		return refuse("node %s is not a member", c.Importer)
+	}
+	s.Follow.Hole, s.Follow.Importer = c.Hole, c.Importer
+	s.Follow.Epoch++
+	s.takeAll(c.Importer)
 	return nil
 }
 
@@ -100,6 +130,9 @@ func (s *State) setBranch(c *command.SetBranch) (any, error) {
 	b.Timeline, b.History, b.Start, b.Imported, b.Importer = c.Timeline, c.History, c.Start, c.Imported, c.Importer
 	s.raiseTimeline(c.Timeline)
 	s.NextTimeline = max(s.NextTimeline, c.NextTimeline)
+	if old := s.Branch(0); c.Main && c.Imported && old != nil && old.Number != number && old.Imported && s.Follow.Hole != "" {
+		old.Hole = fmt.Sprintf("%s; branch %d begins with a base backup at %s", s.Follow.Hole, number, c.Start)
+	}
 	if c.Main {
 		s.Main = number
 	}

@@ -102,6 +102,7 @@ type Branch struct {
 	Start    pg.LSN
 	Imported bool
 	Importer string // node id
+	Hole     string `json:",omitempty"` // why it goes no further, where main is another import since
 }
 
 // LeftSlot is a replication slot that still has to be dropped: until then its server keeps WAL for it.

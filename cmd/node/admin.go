@@ -129,6 +129,9 @@ func (n *Node) branchInfo(ctx context.Context, b uint32) (*pb.BranchInfo, error)
 	if p.Unproven != 0 {
 		info.Unproven = append(info.Unproven, "from "+p.Unproven.String()+" on: "+p.UnprovenReason)
 	}
+	if x := n.cluster.State().Branch(b); b != 0 && x != nil && x.Hole != "" {
+		info.Holes = append(info.Holes, x.Hole)
+	}
 	if hole := n.follow.hole(); hole != "" && info.Alias != "" {
 		info.Holes = append(info.Holes, hole)
 	}

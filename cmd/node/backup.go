@@ -89,6 +89,12 @@ func (f *follower) root() (backup.Root, bool) {
 		Conninfo: stream.WithoutPassword(st.Conninfo), Primary: st.Primary, NextTimeline: s.NextTimeline,
 		Retention: s.Retention, RetentionBytes: s.RetentionBytes, Horizons: map[uint32]pg.LSN{},
 	}
+	r.Main = s.Main
+	for _, b := range s.Branches {
+		if b.Imported {
+			r.Lines = append(r.Lines, backup.Line{Branch: b.Number, Parent: b.Parent, Fork: b.Fork, Timeline: b.Timeline, History: b.History, Start: b.Start})
+		}
+	}
 	for _, h := range s.Horizons {
 		r.Horizons[h.Branch] = h.Applied
 	}

@@ -11,6 +11,7 @@ import (
 
 	"everpage/backup"
 	"everpage/backup/archive"
+	"everpage/chunk"
 	"everpage/cluster/command"
 	"everpage/wal"
 	"everpage/wal/pg"
@@ -66,19 +67,21 @@ func (n *Node) recoverFrom(ctx context.Context, root *backup.Root) error {
 	if err := n.store.Flush(); err != nil {
 		return err
 	}
-	main := uint32(0)
-	for branch := range resume {
-		main = max(main, branch)
-	}
-	p, ok := resume[main]
-	if !ok {
-		return errors.New("the store has no whole backup of any branch")
-	}
-	end, err := n.recoverSpool(ctx, root, p.Resume)
+	lines, main, err := recoverLines(root, resume)
 	if err != nil {
 		return err
 	}
-	if err := n.recoverState(ctx, root, main, p.Start); err != nil {
+	var end pg.LSN
+	for _, l := range lines {
+		at, err := n.recoverLine(ctx, root, l, resume)
+		if err != nil && l.Branch == main {
+			return err
+		} else if err != nil {
+			n.cfg.Logger.Warn("the WAL of a timeline that was left could not be recovered", "branch", l.Branch, "timeline", l.Timeline, "error", err)
+		}
+		end = max(end, at)
+	}
+	if err := n.recoverState(ctx, root, lines, main); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(n.cfg.Data, recoveringFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -87,18 +90,78 @@ func (n *Node) recoverFrom(ctx context.Context, root *backup.Root) error {
 	if err := syncDir(n.cfg.Data); err != nil {
 		return err
 	}
-	n.cfg.Logger.Info("recovered from the store", "layers_up_to", p.Resume, "wal_up_to", end, "written", root.Written)
+	n.cfg.Logger.Info("recovered from the store", "branch", main, "layers_up_to", resume[main].Resume, "wal_up_to", end, "written", root.Written)
 	return nil
 }
 
-// recoverState has the new cluster agree on what the root says.
-func (n *Node) recoverState(ctx context.Context, root *backup.Root, main uint32, start pg.LSN) error {
-	branch := &command.SetBranch{Number: main, Timeline: root.History.Timeline, Start: start, Imported: true, Main: true, NextTimeline: root.NextTimeline}
-	if len(root.History.Parents) > 0 {
-		branch.History = root.History.Format()
+// recoverLines lists the branches that the store gives back, each after the one that it forked off, and which of them is main. One that forked off is made anew
+// out of its parent and its WAL where its own backup was not whole.
+func recoverLines(root *backup.Root, resume map[uint32]chunk.Progress) (lines []backup.Line, main uint32, err error) {
+	all := root.Lines
+	if len(all) == 0 { // of a release that knew one branch
+		for branch := range resume {
+			main = max(main, branch)
+		}
+		p, ok := resume[main]
+		if !ok {
+			return nil, 0, errors.New("the store has no whole backup of any branch")
+		}
+		l := backup.Line{Branch: main, Timeline: root.History.Timeline, Start: p.Start}
+		if len(root.History.Parents) > 0 {
+			l.History = root.History.Format()
+		}
+		return []backup.Line{l}, main, nil
 	}
-	if _, err := n.cluster.Propose(ctx, branch); err != nil {
-		return err
+	have := map[uint32]bool{}
+	for _, l := range all {
+		if _, ok := resume[l.Branch]; ok || have[l.Parent] {
+			have[l.Branch] = true
+			lines = append(lines, l)
+			if main != root.Main {
+				main = l.Branch
+			}
+		}
+	}
+	if main == 0 {
+		return nil, 0, errors.New("the store has no whole backup of any branch")
+	}
+	return lines, main, nil
+}
+
+// recoverLine brings the WAL of a branch's own timeline into the spool: that which its store must be fed from, and all behind it.
+func (n *Node) recoverLine(ctx context.Context, root *backup.Root, l backup.Line, resume map[uint32]chunk.Progress) (end pg.LSN, err error) {
+	history := wal.History{Timeline: l.Timeline}
+	if len(l.History) > 0 {
+		if history, err = wal.ParseHistory(l.Timeline, l.History); err != nil {
+			return 0, err
+		}
+	}
+	p, whole := resume[l.Branch]
+	if !whole {
+		p.Resume = l.Fork
+	}
+	if p.Resume == l.Fork && l.Parent != 0 { // nothing of its own timeline was relied on
+		if err := markCopy(n.cfg.Data, spoolStart{l.Branch, l.Fork}); err != nil {
+			return 0, err
+		}
+	}
+	end, err = n.recoverSpool(ctx, root, history, p.Resume)
+	if err != nil && !whole {
+		n.cfg.Logger.Info("of a timeline that was just begun the store has no WAL", "timeline", l.Timeline, "reason", err)
+		return 0, nil
+	}
+	return end, err
+}
+
+// recoverState has the new cluster agree on what the root says.
+func (n *Node) recoverState(ctx context.Context, root *backup.Root, lines []backup.Line, main uint32) error {
+	for _, l := range lines {
+		if _, err := n.cluster.Propose(ctx, &command.SetBranch{
+			Number: l.Branch, Parent: l.Parent, Fork: l.Fork, Timeline: l.Timeline, History: l.History, Start: l.Start, Imported: true, Main: l.Branch == main,
+			NextTimeline: root.NextTimeline,
+		}); err != nil {
+			return err
+		}
 	}
 	if err := n.backups.registry.Restore(ctx, root); err != nil {
 		return err
@@ -127,25 +190,25 @@ func (n *Node) recoverHorizon(ctx context.Context, root *backup.Root, main uint3
 }
 
 // recoverSpool writes the WAL from which the store must be fed, and all behind it.
-func (n *Node) recoverSpool(ctx context.Context, root *backup.Root, resume pg.LSN) (end pg.LSN, err error) {
+func (n *Node) recoverSpool(ctx context.Context, root *backup.Root, history wal.History, resume pg.LSN) (end pg.LSN, err error) {
 	id := archive.ID{SystemID: root.SystemID, SegmentSize: root.WALSegmentSize}
 	inv, err := archive.List(ctx, n.backups.store, id)
 	if err != nil {
 		return 0, err
 	}
 	from := id.SegmentSize.Floor(resume)
-	end = inv.End(root.History, from)
+	end = inv.End(history, from)
 	if end < resume {
 		return 0, fmt.Errorf("the WAL in the store ends at %s, the pages at %s: WAL is missing", end, resume)
 	}
 	spool, err := wal.OpenSpool(wal.SpoolOptions{
-		Dir: filepath.Join(n.cfg.Data, spoolDir), SegmentSize: id.SegmentSize, Major: root.Major, SystemID: root.SystemID, History: root.History,
+		Dir: filepath.Join(n.cfg.Data, spoolDir), SegmentSize: id.SegmentSize, Major: root.Major, SystemID: root.SystemID, History: history,
 	})
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, spool.Close()) }()
-	src := archive.NewSource(ctx, n.backups.store, inv, root.History, filepath.Join(n.cfg.Data, packDir))
+	src := archive.NewSource(ctx, n.backups.store, inv, history, filepath.Join(n.cfg.Data, packDir))
 	defer src.Close()
 	buf := make([]byte, 1<<20)
 	for at := from; at < end; {

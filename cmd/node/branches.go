@@ -49,7 +49,11 @@ func (f *follower) arrive(ctx context.Context, st state) error {
 		return f.copySmall(ctx, line)
 	}
 	for ; at < len(line)-1; at++ {
-		if err := f.fork(ctx, line[at], line[at+1]); err != nil {
+		err := f.fork(ctx, line[at], line[at+1])
+		if errors.Is(err, errCopyInstead) {
+			return f.copySmall(ctx, line[at+1:])
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -68,7 +72,7 @@ func (f *follower) fork(ctx context.Context, parent, child state) error {
 			return err
 		}
 	}
-	if err := f.markCopy(spoolStart{child.Branch, child.Fork}); err != nil {
+	if err := markCopy(f.n.cfg.Data, spoolStart{child.Branch, child.Fork}); err != nil {
 		return err
 	}
 	if err := f.n.store.Fork(parent.Branch, child.Branch, child.Fork); err != nil {

@@ -217,23 +217,32 @@ func (s source) Versions(ctx context.Context, branch uint32, key pg.PageKey, at 
 }
 
 // replicas are the page addresses of the other nodes that have all of a shard or chunk, those that gossip sees first. A chunk with replicas of its own is
-// on its shard's too.
+// on its shard's too. Behind them come those that are joining: of older branches they may have all.
 func (n *Node) replicas(p placement.Place) []string {
 	s := n.cluster.State()
 	layout := s.Layout()
-	var ids []string
+	var ids, late []string
 	for _, place := range []placement.Place{p, {Shard: p.Shard}} {
-		if a := layout.Assignment(place); a != nil {
-			ids = append(ids, a.Serving()...)
+		a := layout.Assignment(place)
+		if a == nil {
+			continue
+		}
+		ids = append(ids, a.Serving()...)
+		for _, r := range a.Replicas {
+			if len(s.Branches) > 1 && r.Role == placement.Joining {
+				late = append(late, r.Node)
+			}
 		}
 	}
 	var alive, silent []string
+	ids = append(ids, late...)
 	for i, id := range ids {
 		address := n.cluster.PageAddress(id)
 		if id == n.cluster.ID() || address == "" || slices.Contains(ids[:i], id) {
 			continue
 		}
-		if ok, _ := n.cluster.Alive(id); ok {
+		ok, _ := n.cluster.Alive(id)
+		if ok && !slices.Contains(late, id) {
 			alive = append(alive, address)
 		} else {
 			silent = append(silent, address)

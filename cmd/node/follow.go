@@ -106,6 +106,7 @@ func (f *follower) main() uint32 {
 
 // run follows whatever is attached until ctx ends.
 func (f *follower) run(ctx context.Context) error {
+	f.hear(ctx)
 	for {
 		// Under the lock at once: whoever takes Conninfo away knows whether to wait for idle.
 		f.mu.Lock()
@@ -138,6 +139,25 @@ func (f *follower) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+	}
+}
+
+// hearWait bounds how long a node that starts waits for what the others know. Without a majority it follows what it followed last.
+const hearWait = 5 * time.Second
+
+// hear takes over what was agreed on while this node was away, before anything is acknowledged: the primary that it followed last may have been left since.
+func (f *follower) hear(ctx context.Context) {
+	if len(f.n.others()) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, hearWait)
+	defer cancel()
+	err := f.n.cluster.Sync(ctx)
+	if err == nil {
+		err = f.refresh(f.n.cluster.State())
+	}
+	if err != nil {
+		f.log.Warn("what the cluster agreed on lately is not known here", "error", err)
 	}
 }
 
@@ -194,6 +214,12 @@ func (f *follower) followOnce(ctx context.Context, st state) error {
 		return err
 	}
 	switch {
+	case st.Imported && st.Mine: // behind a hole
+		var err error
+		if pending, err = f.runImport(ctx, &st); err != nil {
+			return err
+		}
+		defer pending.close()
 	case st.Imported:
 		f.use(st.Branch)
 		if err := f.arrive(ctx, st); err != nil {

@@ -47,7 +47,7 @@ func (f *follower) runImport(ctx context.Context, st *state) (pending *pendingIm
 	f.set(stateImporting, "")
 	f.use(0)
 	for _, b := range f.n.store.Branches() { // of an import that was interrupted
-		if b == st.Branch {
+		if b == st.Branch && f.needsImport(b) {
 			if err := f.n.store.DropBranch(b); err != nil {
 				return nil, err
 			}
@@ -123,7 +123,8 @@ func (f *follower) adopt(ctx context.Context, st *state, b stream.BackupStart) e
 		return fmt.Errorf("%w: it is PostgreSQL %d with segments of %d bytes, %d with %d was attached", stream.ErrMajor, b.Server.Major, b.Server.SegmentSize, st.Major, st.WALSegmentSize)
 	}
 	// Every import has a branch of its own, so that nobody takes the remains of one for another.
-	cmd := &command.SetBranch{Timeline: b.Timeline, Start: b.Start, Importer: f.n.cluster.ID(), Main: true}
+	// Behind a hole the old one is main until this one can be read.
+	cmd := &command.SetBranch{Timeline: b.Timeline, Start: b.Start, Importer: f.n.cluster.ID(), Main: !st.Imported}
 	if b.Timeline > 1 {
 		cmd.History = history.Format()
 	}
@@ -132,6 +133,7 @@ func (f *follower) adopt(ctx context.Context, st *state, b stream.BackupStart) e
 		return err
 	}
 	st.Timeline, st.Branch, st.History, st.Start = b.Timeline, number, history, b.Start
+	st.Newest, st.Imported, st.Parent, st.Fork = b.Timeline, false, 0, 0
 	f.use(number)
 	return nil
 }

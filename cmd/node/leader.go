@@ -105,7 +105,7 @@ func (l *leader) propose(ctx context.Context, c command.Command) error {
 func (l *leader) importer(ctx context.Context, s *cluster.State) error {
 	f := s.Follow
 	b := s.Branch(0)
-	if f.Conninfo == "" || b != nil && b.Imported {
+	if f.Conninfo == "" || b != nil && b.Imported && (f.Hole == "" || f.Importer != "" && l.gone(f.Importer) < importerGone) {
 		return nil
 	}
 	if f.Importer != "" && l.gone(f.Importer) < importerGone {

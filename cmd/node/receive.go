@@ -3,10 +3,14 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"everpage/backup/archive"
+	"everpage/cluster"
 	"everpage/cluster/command"
 	"everpage/wal"
 	"everpage/wal/pg"
@@ -174,6 +178,12 @@ func (f *follower) receive(ctx context.Context, receiver *stream.Receiver, spool
 			if again, err = f.slotGone(ctx, receiver, spool, st, first, err); again {
 				continue
 			}
+		case errors.Is(err, stream.ErrWALRemoved):
+			promoted := receiver.Status().Server.Timeline > st.Timeline || st.Parent != 0 && f.applied(st.Branch) == st.Fork
+			err = f.walGone(ctx, spool, st, first, promoted, err)
+			if errors.Is(err, errCopyInstead) {
+				return err
+			}
 		}
 		if err != nil {
 			f.set(stateStopped, err.Error())
@@ -203,4 +213,69 @@ func (f *follower) slotGone(ctx context.Context, receiver *stream.Receiver, spoo
 		return false, errors.Join(reason, err)
 	}
 	return promoted, reason
+}
+
+// errCopyInstead says that a branch can't be forked here, for want of WAL, but that another node has it.
+var errCopyInstead = errors.New("the branch is copied from another node")
+
+// walGone looks elsewhere for WAL that the primary no longer has. Where nobody has it there is a hole. Behind a failover, with which the slots were lost, the leader
+// then takes a new base backup, which begins another branch; what was received before stays on this one. Else someone must decide: a slot was dropped.
+func (f *follower) walGone(ctx context.Context, spool *wal.Spool, st state, first pg.LSN, promoted bool, reason error) error {
+	before := spool.Durable()
+	fillErr := f.fill(ctx, spool, st.Branch, first)
+	storeErr := f.fillFromStore(ctx, spool, st, first)
+	switch now := spool.Durable(); {
+	case now > before:
+		f.log.Info("WAL that the primary no longer has was found elsewhere", "from", before, "to", now)
+		return nil
+	case st.Until != 0:
+		return errCopyInstead
+	case !promoted || !f.n.cluster.IsLeader():
+		return reason
+	case fillErr != nil || storeErr != nil:
+		return fmt.Errorf("%w; whether another node or the store has it is not known: %w", reason, errors.Join(fillErr, storeErr))
+	case f.applied(st.Branch) < now:
+		return reason // what is here is ingested first
+	}
+	if err := f.n.store.Flush(); err != nil {
+		return errors.Join(reason, err)
+	}
+	hole := fmt.Sprintf("WAL of timeline %d from %s on is missing: the primary has removed it, and neither another node nor a store has it", st.Timeline, before)
+	f.warn(hole + "; a new base backup is taken")
+	_, err := f.n.cluster.Propose(ctx, &command.SetHole{Hole: hole, Branch: st.Branch, Importer: f.n.cluster.ID()})
+	var refused *cluster.Refused
+	if err == nil || errors.As(err, &refused) {
+		return nil
+	}
+	return err
+}
+
+// fillFromStore takes WAL into the spool that the store has.
+func (f *follower) fillFromStore(ctx context.Context, spool *wal.Spool, st state, first pg.LSN) error {
+	if f.n.backups == nil {
+		return nil
+	}
+	at := spool.Durable()
+	if at == 0 {
+		at = first
+	}
+	inv, err := archive.List(ctx, f.n.backups.store, archive.ID{SystemID: st.SystemIdentifier, SegmentSize: spool.SegmentSize()})
+	if err != nil {
+		return err
+	}
+	end := inv.End(st.History, spool.SegmentSize().Floor(at))
+	src := archive.NewSource(ctx, f.n.backups.store, inv, st.History, filepath.Join(f.n.cfg.Data, packDir))
+	defer src.Close()
+	for buf := make([]byte, 1<<20); at < end; {
+		n, err := src.ReadWAL(buf[:min(uint64(len(buf)), uint64(end-at))], at)
+		if err != nil {
+			return err
+		}
+		if err := spool.Append(at, buf[:n]); err != nil {
+			return err
+		}
+		at += pg.LSN(n)
+	}
+	_, err = spool.Sync()
+	return err
 }

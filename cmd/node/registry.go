@@ -60,6 +60,9 @@ func (a *agreed) Leads() bool { return a.n.cluster.IsLeader() }
 // Restore takes what a root says.
 func (a *agreed) Restore(ctx context.Context, root *backup.Root) error {
 	for _, b := range root.Branches {
+		if a.n.cluster.State().Branch(b.Branch) == nil {
+			continue // its import was never complete
+		}
 		for _, m := range b.Manifests {
 			if err := a.Set(ctx, b.Branch, m.Shard, a.Current(b.Branch, m.Shard), m.Ref, m.LSN); err != nil {
 				return err

@@ -39,6 +39,9 @@ func (f *follower) copySmall(ctx context.Context, line []state) error {
 }
 
 func (f *follower) copyBranch(ctx context.Context, st state) error {
+	if err := f.n.store.Flush(); err != nil { // another branch may have been fed from that timeline's spool
+		return err
+	}
 	if err := removeTimeline(filepath.Join(f.n.cfg.Data, spoolDir), st); err != nil {
 		return err
 	}
@@ -48,7 +51,7 @@ func (f *follower) copyBranch(ctx context.Context, st state) error {
 		if err == nil {
 			p, err := f.n.store.ImportSmall(ctx, st.Branch, r)
 			if err == nil {
-				err = f.markCopy(spoolStart{st.Branch, p.Resume})
+				err = markCopy(f.n.cfg.Data, spoolStart{st.Branch, p.Resume})
 			}
 			if err == nil {
 				f.log.Info("the branch is here, without pages as yet", "branch", st.Branch, "of", address, "readable", p.Readable)
@@ -138,8 +141,8 @@ type spoolStart struct {
 
 const copiedFile = "copied.json"
 
-func (f *follower) readCopied() (list []spoolStart) {
-	b, err := os.ReadFile(filepath.Join(f.n.cfg.Data, copiedFile))
+func readCopied(dir string) (list []spoolStart) {
+	b, err := os.ReadFile(filepath.Join(dir, copiedFile))
 	if err == nil {
 		err = json.Unmarshal(b, &list)
 	}
@@ -149,23 +152,23 @@ func (f *follower) readCopied() (list []spoolStart) {
 	return list
 }
 
-func (f *follower) markCopy(s spoolStart) error {
-	list := slices.DeleteFunc(f.readCopied(), func(x spoolStart) bool { return x.Branch == s.Branch })
+func markCopy(dir string, s spoolStart) error {
+	list := slices.DeleteFunc(readCopied(dir), func(x spoolStart) bool { return x.Branch == s.Branch })
 	b, err := json.Marshal(append(list, s))
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(f.n.cfg.Data, copiedFile)
+	path := filepath.Join(dir, copiedFile)
 	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
 		return err
 	}
 	if err := os.Rename(path+".new", path); err != nil {
 		return err
 	}
-	return syncDir(f.n.cfg.Data)
+	return syncDir(dir)
 }
 
 // copied tells whether the branch began here at at, so that nothing of its WAL before that was ever relied on here.
 func (f *follower) copied(branch uint32, at pg.LSN) bool {
-	return slices.Contains(f.readCopied(), spoolStart{branch, at})
+	return slices.Contains(readCopied(f.n.cfg.Data), spoolStart{branch, at})
 }

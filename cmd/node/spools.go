@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"everpage/backup/archive"
 	"everpage/chunk/ingest"
 	"everpage/wal"
 	"everpage/wal/pg"
@@ -165,6 +166,8 @@ func (f *follower) keepTail(ctx context.Context, tail, next state) error {
 	}
 	defer spool.Close()
 	defer f.lend(tail.Branch, spool)()
+	archived, end := f.archiveTail(ctx, spool, tail)
+	defer end()
 	tick := time.NewTicker(tailEvery)
 	defer tick.Stop()
 	for {
@@ -183,7 +186,7 @@ func (f *follower) keepTail(ctx context.Context, tail, next state) error {
 		}
 		// Whoever is behind the switch point needs it, as long as the WAL behind that.
 		if durable, ok := f.n.store.Durable(next.Branch); ok && uint64(durable.Resume) > f.n.cfg.SpoolKeep {
-			if _, err := spool.Trim(durable.Resume - pg.LSN(f.n.cfg.SpoolKeep)); err != nil {
+			if _, err := spool.Trim(min(durable.Resume-pg.LSN(f.n.cfg.SpoolKeep), archived())); err != nil {
 				return err
 			}
 		}
@@ -193,6 +196,34 @@ func (f *follower) keepTail(ctx context.Context, tail, next state) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// archiveTail uploads what of a timeline that was left is not in the store yet, while this node leads. archived tells up to where the spool may be trimmed for it;
+// end stops it.
+func (f *follower) archiveTail(ctx context.Context, spool *wal.Spool, st state) (archived func() pg.LSN, end func()) {
+	b := f.n.backups
+	if b == nil {
+		return func() pg.LSN { return ^pg.LSN(0) }, func() {}
+	}
+	a := archive.New(archive.Options{
+		Store: b.store, ID: archive.ID{SystemID: st.SystemIdentifier, SegmentSize: wal.SegmentSize(st.WALSegmentSize)}, History: st.History,
+		Every: f.n.cfg.ArchiveEvery, Log: f.log, Dir: filepath.Join(f.n.cfg.Data, packDir),
+	})
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := f.whileLeading(ctx, func(ctx context.Context) error { return a.Run(ctx, spool) }); err != nil && ctx.Err() == nil {
+			f.warn("the WAL of a timeline that was left is not backed up: " + err.Error())
+		}
+	}()
+	archived = func() pg.LSN {
+		if b.registry.Leads() {
+			return a.Status().End
+		}
+		return ^pg.LSN(0)
+	}
+	return archived, func() { cancel(); <-done }
 }
 
 // ingestTail makes what a spool has readable.

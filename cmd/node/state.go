@@ -100,10 +100,18 @@ func lineOf(s *cluster.State, branch uint32) []*fsm.Branch {
 	return line
 }
 
-// differs tells whether what is followed must be followed anew. using is the branch that it is followed into.
+// differs tells whether what is followed must be followed anew. using is the branch that it is followed into. While a hole has this node import anew, main is the
+// old branch still.
 func (s state) differs(next state, using uint32) bool {
-	return s.Conninfo != next.Conninfo || s.Slot != next.Slot || s.SystemIdentifier != next.SystemIdentifier || s.Major != next.Major ||
-		next.Imported && next.Branch != using || !next.Imported && s.Mine != next.Mine
+	switch {
+	case s.Conninfo != next.Conninfo || s.Slot != next.Slot || s.SystemIdentifier != next.SystemIdentifier || s.Major != next.Major:
+		return true
+	case !next.Imported:
+		return s.Mine != next.Mine
+	case next.Mine:
+		return !s.Mine
+	}
+	return next.Branch != using
 }
 
 // clusterDir is below Config.Data: who the node is, the cluster's log and its state.

@@ -10,6 +10,7 @@ import (
 
 	"everpage/deploy/nodetest"
 	"everpage/deploy/pgtest"
+	"everpage/deploy/restoretest"
 	"everpage/wal/pg"
 )
 
@@ -107,11 +108,10 @@ type branches struct {
 }
 
 // onBranch waits until main is a branch, here, of a timeline.
-func onBranch(t *testing.T, n *nodetest.Node, branch, timeline uint32) branches {
+func onBranch(t *testing.T, n *nodetest.Node, branch, timeline uint32) {
 	t.Helper()
-	var v branches
 	eventually(t, fmt.Sprintf("main is branch %d of timeline %d", branch, timeline), func() (bool, string) {
-		v = branches{}
+		var v branches
 		err := n.JSON(t.Context(), &v, "info")
 		for _, b := range v.Branches {
 			if b.Alias == "main" && b.Number == branch && b.Timeline == timeline {
@@ -120,7 +120,6 @@ func onBranch(t *testing.T, n *nodetest.Node, branch, timeline uint32) branches 
 		}
 		return false, fmt.Sprintf("%+v, error %v", v, err)
 	})
-	return v
 }
 
 // lostAre waits until a node has a whole list of what was lost, and compares it with what the client knows.
@@ -169,7 +168,7 @@ func compareBranch(t *testing.T, n *nodetest.Node, branch uint32, s *pgtest.Serv
 
 // TestFailover: a primary stops while its standby is cut off, the standby is promoted, then a standby of that one. Every branch is what its server's files are.
 func TestFailover(t *testing.T) {
-	for _, major := range []int{15, 17} {
+	for _, major := range []int{15, 18} {
 		t.Run(strconv.Itoa(major), func(t *testing.T) {
 			t.Parallel()
 			p := newPair(t, major, nil)
@@ -231,8 +230,7 @@ func TestFailover(t *testing.T) {
 			if err := n.StartAgain(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			v := onBranch(t, n, 3, 3)
-			t.Logf("%+v", v)
+			onBranch(t, n, 3, 3)
 			commit(t, p.primary, 211, 220)
 			caughtUp(t, n, p.primary)
 			lostAre(t, n, 2, nil)
@@ -253,4 +251,226 @@ func TestFailover(t *testing.T) {
 			n.Must(t, "check", "--quiet")
 		})
 	}
+}
+
+// TestFailoverOfACluster: three nodes under synchronous replication, the primary killed, a node away during the switch, one that joins behind it. The old primary
+// comes back on its address and is passed over. Directories are restored from the tail of the old branch and from the new one.
+func TestFailoverOfACluster(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, 16, map[string]string{"synchronous_standby_names": "ANY 2 (node1, node2, node3, standby)", "synchronous_commit": "local"})
+	p.primary.MustSQL(t, "postgres", "create table log (i int)")
+	paths := fillTables(t, p.primary, 2000)
+	nodes := newCluster(t, 3)
+	conninfo := p.conninfo()
+	nodes[0].Must(t, "attach", conninfo, "--wait", "--quiet")
+	settled(t, nodes[0], map[string]int{"node1": 8, "node2": 8, "node3": 8})
+	everywhere := func(nodes []*nodetest.Node, s *pgtest.Server) pg.LSN {
+		t.Helper()
+		var at pg.LSN
+		for _, n := range nodes {
+			at = caughtUp(t, n, s)
+		}
+		return at
+	}
+	p.primary.MustSQL(t, "postgres", "update f0 set v = v || 'x' where i % 3 = 0", "set synchronous_commit = on; insert into log select generate_series(1, 100)")
+	before := everywhere(nodes, p.primary)
+	nodes[2].Kill9() // it sees neither the end of the old timeline nor the switch
+	p.cut()
+	gone := commit(t, p.primary, 1001, 1010)
+	lostXID := gone[len(gone)-1]
+	for _, n := range nodes[:2] {
+		waitReadable(t, n, flushed(t, p.primary))
+	}
+	first := p.primary
+	if err := first.Kill9(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.promote()
+	onBranch(t, nodes[0], 2, 2)
+	onBranch(t, nodes[1], 2, 2)
+	// The old primary comes back first in the conninfo: nobody listens to it, nor do reads stop.
+	if err := first.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first.MustSQL(t, "postgres", "set synchronous_commit = local; insert into log values (2000)")
+	p.primary.MustSQL(t, "postgres", "update f1 set v = v || 'y' where i % 5 = 0", "set synchronous_commit = local; insert into log select generate_series(101, 200)")
+	everywhere(nodes[:2], p.primary)
+	if err := nodes[2].StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	onBranch(t, nodes[2], 2, 2)
+	nodes[1].Kill9()
+	if err := nodes[1].StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	onBranch(t, nodes[1], 2, 2)
+	nodes = append(nodes, joinNode(t, "node4", nodes[1]))
+	settled(t, nodes[0], map[string]int{"node1": 6, "node2": 6, "node3": 6, "node4": 6})
+	p.primary.MustSQL(t, "postgres", "delete from f2 where i % 2 = 0", "vacuum f2")
+	at := everywhere(nodes, p.primary)
+	same(t, nodes, paths, before.String())
+	same(t, nodes, paths, at.String())
+	for _, n := range nodes {
+		lostAre(t, n, 1, gone)
+	}
+	onOld := branchEnd(t, nodes[0], 1)
+	for _, path := range paths {
+		var first string
+		for i, n := range nodes {
+			page := n.Must(t, "page", "get", path, "1", "--branch", "1", "--lsn", onOld.String(), "--format", "raw", "--timeout", "30s")
+			if i == 0 {
+				first = page
+			} else if page != first {
+				t.Errorf("%s block 1 of branch 1 at %s: node %d answers another page than node 1", path, onOld, i+1)
+			}
+		}
+	}
+	slots := p.primary.MustSQL(t, "postgres", "select count(*) from pg_replication_slots where slot_name like 'everpage%'")
+	if slots[0][0] != "4" {
+		t.Errorf("%s slots on the new primary", slots[0][0])
+	}
+
+	// A server from each side of the switch.
+	counts := func(branch, xid string) string {
+		dir := filepath.Join(t.TempDir(), "restored")
+		args := []string{"restore", dir, "--branch", branch, "--quiet"}
+		if xid != "" {
+			args = append(args, "--xid", xid)
+		}
+		nodes[3].Must(t, args...)
+		s := restoredServer16(t, dir)
+		return fmt.Sprint(s.MustSQL(t, "postgres", "select count(*) filter (where i between 1 and 100), count(*) filter (where i between 1001 and 1010), count(*) filter (where i between 101 and 200), count(*) filter (where i = 2000) from log"))
+	}
+	if got := counts("1", lostXID); got != "[[100 10 0 0]]" {
+		t.Errorf("restored from the tail of the old branch: %s", got)
+	}
+	if got := counts("main", ""); got != "[[100 0 100 0]]" {
+		t.Errorf("restored from main: %s", got)
+	}
+	for _, n := range nodes {
+		n.Must(t, "check", "--quiet")
+	}
+	compareStopped(t, nodes[3], p.primary)
+}
+
+// branchEnd is the newest LSN of a branch.
+func branchEnd(t *testing.T, n *nodetest.Node, branch uint32) pg.LSN {
+	t.Helper()
+	var v branches
+	if err := n.JSON(t.Context(), &v, "info"); err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range v.Branches {
+		if b.Number == branch {
+			return b.Newest
+		}
+	}
+	t.Fatalf("branch %d is not in %+v", branch, v)
+	return 0
+}
+
+// restoredServer16 is restoredServer for a server of major 16.
+func restoredServer16(t *testing.T, dir string) *pgtest.Server {
+	t.Helper()
+	s, err := pgtest.Open(t.Context(), dir, pgtest.Config{Major: 16, Dir: dir + ".server"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pgtest.CloseWith(t, s)
+	if err := restoretest.NoRecovery(s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestFailoverIsBackedUp: a data directory that is lost after a failover comes back from the store with both branches, and is followed on.
+func TestFailoverIsBackedUp(t *testing.T) {
+	t.Parallel()
+	store := "file://" + filepath.Join(t.TempDir(), "store")
+	args := []string{"--store", store, "--archive-every", "300ms", "--backup-every", "1s", "--run", "2000000"}
+	p := newPair(t, 15, nil)
+	p.primary.MustSQL(t, "postgres", "create table log (i int)")
+	paths := fillTables(t, p.primary, 1000)
+	n := newNode(t, args...)
+	n.Must(t, "attach", p.conninfo(), "--wait", "--quiet")
+	commit(t, p.primary, 1, 5)
+	p.cut()
+	gone := commit(t, p.primary, 11, 15)
+	tail := flushed(t, p.primary)
+	waitReadable(t, n, tail)
+	if err := p.primary.Kill9(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.promote()
+	onBranch(t, n, 2, 2)
+	p.primary.MustSQL(t, "postgres", "update f1 set v = v || 'y' where i % 5 = 0")
+	at := caughtUp(t, n, p.primary)
+	rel := p.primary.MustSQL(t, "postgres", "select pg_relation_filepath('log')")[0][0]
+	answers := func(n *nodetest.Node) (out []string) {
+		for _, path := range append(paths, rel) {
+			out = append(out, n.Must(t, "page", "get", path, "0", "--lsn", at.String(), "--format", "raw", "--timeout", "30s"),
+				n.Must(t, "page", "get", path, "0", "--branch", "1", "--lsn", tail.String(), "--format", "raw", "--timeout", "30s"))
+		}
+		return out
+	}
+	want := answers(n)
+	n.Must(t, "backup", "now", "--quiet")
+	n.Kill9()
+
+	again := newNode(t, append([]string{"--recover"}, args...)...)
+	for i, page := range answers(again) {
+		if page != want[i] {
+			t.Errorf("answer %d differs after the recovery", i)
+		}
+	}
+	lostAre(t, again, 1, gone)
+	commit(t, p.primary, 101, 105)
+	caughtUp(t, again, p.primary)
+	again.Must(t, "check", "--quiet")
+	compareStopped(t, again, p.primary)
+}
+
+// TestFailoverWithAHole: a node is away while the standby is promoted and removes the WAL that the node lacks. That is said, a new base backup is taken, and what was
+// before the hole stays.
+func TestFailoverWithAHole(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, 17, map[string]string{"wal_keep_size": "0", "min_wal_size": "32MB", "max_wal_size": "32MB"})
+	p.primary.MustSQL(t, "postgres", "create table log (i int)")
+	n := newNode(t)
+	n.Must(t, "attach", p.conninfo(), "--wait", "--quiet")
+	commit(t, p.primary, 1, 5)
+	at := caughtUp(t, n, p.primary)
+	rel := p.primary.MustSQL(t, "postgres", "select pg_relation_filepath('log')")[0][0]
+	page := n.Must(t, "page", "get", rel, "0", "--lsn", at.String(), "--format", "raw")
+	n.Kill9()
+	for range 3 {
+		p.primary.MustSQL(t, "postgres", "insert into log values (6)", "select pg_switch_wal()")
+	}
+	if err := p.standby.WaitReplayed(t.Context(), flushed(t, p.primary).String()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.primary.Kill9(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.promote()
+	for range 4 {
+		p.primary.MustSQL(t, "postgres", "insert into log values (7)", "select pg_switch_wal()", "checkpoint")
+	}
+	if err := n.StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	onBranch(t, n, 2, 2)
+	caughtUp(t, n, p.primary)
+	var v branches
+	if err := n.JSON(t.Context(), &v, "info"); err != nil {
+		t.Fatal(err)
+	}
+	if old := v.Branches[0]; len(v.Branches) != 2 || old.Number != 1 || old.Alias != "" || len(old.Holes) != 1 || !strings.Contains(old.Holes[0], "is missing") || len(v.Branches[1].Holes) != 0 {
+		t.Errorf("info: %+v", v)
+	}
+	if again := n.Must(t, "page", "get", rel, "0", "--branch", "1", "--lsn", at.String(), "--format", "raw"); again != page {
+		t.Error("a page from before the hole is another one now")
+	}
+	n.Must(t, "check", "--quiet")
+	compareStopped(t, n, p.primary)
 }

@@ -251,3 +251,24 @@ func TestRefused(t *testing.T) {
 		}
 	}
 }
+
+// A primary may have failed over several times: each timeline has its own history.
+func TestNextHistory(t *testing.T) {
+	h := wal.History{Timeline: 5, Parents: []wal.HistoryEntry{{Timeline: 1, Switch: 100}, {Timeline: 2, Switch: 200}, {Timeline: 4, Switch: 300}}}
+	for _, c := range []struct {
+		end  EndOfTimeline
+		want int // parents, -1: none
+	}{
+		{EndOfTimeline{Timeline: 1, Switch: 100, Next: 2, History: h}, 1},
+		{EndOfTimeline{Timeline: 2, Switch: 200, Next: 4, History: h}, 2},
+		{EndOfTimeline{Timeline: 4, Switch: 300, Next: 5, History: h}, 3},
+		{EndOfTimeline{Timeline: 2, Switch: 201, Next: 4, History: h}, -1},
+		{EndOfTimeline{Timeline: 1, Switch: 100, Next: 3, History: h}, -1},
+		{EndOfTimeline{Timeline: 1, Switch: 100, Next: 2}, -1},
+	} {
+		got, ok := c.end.NextHistory()
+		if ok != (c.want >= 0) || ok && (got.Timeline != c.end.Next || len(got.Parents) != c.want) {
+			t.Errorf("%+v: %+v, %t", c.end, got, ok)
+		}
+	}
+}
