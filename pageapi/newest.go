@@ -18,8 +18,9 @@ const settleWait = 250 * time.Millisecond
 
 // reach is how far a node is.
 type reach struct {
-	n   *node
-	lsn pg.LSN
+	n      *node
+	branch uint32 // that the node means
+	lsn    pg.LSN
 }
 
 // reaches asks all nodes that are not suspect how far they are, the furthest first. silent are those that did not say.
@@ -33,9 +34,10 @@ func (c *Client) reaches(ctx context.Context, branch uint32) (list []reach, sile
 		nodes = healthy
 	}
 	type answer struct {
-		i   int
-		lsn pg.LSN
-		err error
+		i      int
+		branch uint32
+		lsn    pg.LSN
+		err    error
 	}
 	outer := ctx
 	ctx, cancel := context.WithCancel(ctx)
@@ -47,7 +49,7 @@ func (c *Client) reaches(ctx context.Context, branch uint32) (list []reach, sile
 			r, err := c.resolveAt(ctx, n, Target{Branch: branch})
 			a := answer{i: i, err: err}
 			if err == nil {
-				a.lsn = r.LSN
+				a.lsn, a.branch = r.LSN, r.Branch
 			}
 			answers <- a
 		})
@@ -67,7 +69,7 @@ func (c *Client) reaches(ctx context.Context, branch uint32) (list []reach, sile
 				continue
 			}
 			nodes[a.i].has(branch, a.lsn)
-			list = append(list, reach{nodes[a.i], a.lsn})
+			list = append(list, reach{nodes[a.i], a.branch, a.lsn})
 			if late == nil {
 				t := time.NewTimer(settleWait)
 				defer t.Stop()
@@ -86,7 +88,9 @@ func (c *Client) reaches(ctx context.Context, branch uint32) (list []reach, sile
 	if len(list) == 0 {
 		return nil, all, worst(errs)
 	}
-	slices.SortStableFunc(list, func(a, b reach) int { return cmp.Compare(b.lsn, a.lsn) })
+	// A node that has not heard of a failover yet means another branch by main. Numbers are given once, upwards.
+	slices.SortStableFunc(list, func(a, b reach) int { return cmp.Or(cmp.Compare(b.branch, a.branch), cmp.Compare(b.lsn, a.lsn)) })
+	list = slices.DeleteFunc(list, func(r reach) bool { return r.branch != list[0].branch })
 	return list, all - len(list), nil
 }
 
@@ -104,6 +108,9 @@ func (c *Client) settle(ctx context.Context, at Position) (Position, error) {
 		return at, err
 	}
 	at.LSN = list[0].lsn
+	if list[0].branch != 0 {
+		at.Branch = list[0].branch
+	}
 	return at, nil
 }
 
@@ -115,6 +122,9 @@ func (c *Client) Resolve(ctx context.Context, t Target) (*Resolution, error) {
 	list, silent, err := c.reaches(ctx, t.Branch)
 	if err != nil {
 		return nil, err
+	}
+	if list[0].branch != 0 {
+		t.Branch = list[0].branch
 	}
 	var errs []error
 	for _, x := range list {
@@ -143,7 +153,7 @@ func (c *Client) resolveAt(ctx context.Context, n *node, t Target) (*Resolution,
 	if err := check(n.address, "ResolveTarget", req, unary, resp); err != nil {
 		return nil, err
 	}
-	r := &Resolution{LSN: pg.LSN(resp.Lsn), Note: resp.Note}
+	r := &Resolution{LSN: pg.LSN(resp.Lsn), Note: resp.Note, Branch: resp.Branch}
 	for _, e := range resp.Around {
 		r.Around = append(r.Around, CommitEntry{
 			Start: pg.LSN(e.StartLsn), End: pg.LSN(e.EndLsn), Kind: e.Kind, XID: e.Xid, Time: pg.Timestamp(e.TimeUs), Name: e.Name,

@@ -29,6 +29,7 @@ type fakePages struct {
 	refuse   atomic.Int64 // so many reads are answered with a wrong owner, and a newer map
 	strange  atomic.Bool  // the node keeps nothing, and knows no newer map
 	readable atomic.Int64 // 0: 1000
+	main     atomic.Uint32
 	slow     atomic.Int64 // nanoseconds that each read takes
 	reads    atomic.Int64
 	hung     atomic.Pointer[chan struct{}] // nothing is answered until it is closed
@@ -79,12 +80,12 @@ func (f *fakePages) Resolve(ctx context.Context, t Target) (*Resolution, error) 
 	f.hang(ctx)
 	readable := f.Readable(0)
 	if t.XID == nil {
-		return &Resolution{LSN: readable}, nil
+		return &Resolution{LSN: readable, Branch: f.main.Load()}, nil
 	}
 	if pg.LSN(*t.XID) > readable {
 		return nil, Errorf(NotFound, "transaction %d has no commit", *t.XID)
 	}
-	return &Resolution{LSN: pg.LSN(*t.XID)}, nil
+	return &Resolution{LSN: pg.LSN(*t.XID), Branch: f.main.Load()}, nil
 }
 
 func (f *fakePages) Page(ctx context.Context, at Position, key pg.PageKey, dst []byte) error {

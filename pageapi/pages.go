@@ -101,6 +101,8 @@ type Resolution struct {
 	LSN    pg.LSN        `json:"lsn"`
 	Note   string        `json:"note,omitempty"` // that the target was clamped, for example
 	Around []CommitEntry `json:"around"`
+	// Branch is the number of the branch that the LSN is of. Main moves when the primary fails over: whoever reads more than once asks for the number.
+	Branch uint32 `json:"branch,omitempty"`
 }
 
 // CommitEntry is a commit, an abort or a restore point.

@@ -307,6 +307,32 @@ func TestAReplicaThatIsBehindIsPassedBy(t *testing.T) {
 	}
 }
 
+// A node that has not heard of a failover yet means another branch by main: neither its newest LSN nor what it knows of transactions counts, however far it is.
+func TestMainIsTheNewestBranch(t *testing.T) {
+	nodes, _ := newCluster(t, 3)
+	for i, n := range nodes {
+		n.readable.Store(700)
+		n.main.Store(2)
+		if i == 1 {
+			n.readable.Store(900)
+			n.main.Store(1)
+		}
+	}
+	xid := pg.TransactionID(800)
+	for _, seed := range nodes {
+		c := newTestClient(t, seed.address)
+		if r, err := c.Resolve(t.Context(), Target{}); err != nil || r.LSN != 700 || r.Branch != 2 {
+			t.Errorf("the newest LSN is %+v: %v", r, err)
+		}
+		if r, err := c.Resolve(t.Context(), Target{XID: &xid}); CodeOf(err) != NotFound {
+			t.Errorf("a transaction of the old branch: %+v %v", r, err)
+		}
+		if at, err := c.settle(t.Context(), Position{}); err != nil || at != (Position{2, 700}) {
+			t.Errorf("newest is %+v: %v", at, err)
+		}
+	}
+}
+
 // What was seen once is seen again, whichever node is asked: the newest is what the furthest node has, and a transaction is looked up there.
 func TestTheNewestIsTheFurthestNodes(t *testing.T) {
 	nodes, m := newCluster(t, 3)

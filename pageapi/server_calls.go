@@ -179,7 +179,7 @@ func (s *Server) ResolveTarget(ctx context.Context, req *pb.ResolveTargetRequest
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	resp := &pb.ResolveTargetResponse{Lsn: uint64(r.LSN), Note: r.Note}
+	resp := &pb.ResolveTargetResponse{Lsn: uint64(r.LSN), Note: r.Note, Branch: r.Branch}
 	for _, c := range r.Around {
 		resp.Around = append(resp.Around, &pb.CommitEntry{
 			StartLsn: uint64(c.Start), EndLsn: uint64(c.End), Kind: c.Kind, Xid: c.XID, TimeUs: int64(c.Time), Name: c.Name,

@@ -85,12 +85,15 @@ func (t *targetFlags) resolve(ctx context.Context, c *pageapi.Client) (pageapi.P
 	if err != nil {
 		return pageapi.Position{}, nil, err
 	}
-	if target.LSN != 0 && !target.Before {
+	if target.LSN != 0 && !target.Before && target.Branch != 0 {
 		return pageapi.Position{Branch: target.Branch, LSN: target.LSN}, &pageapi.Resolution{LSN: target.LSN}, nil
 	}
 	r, err := c.Resolve(ctx, target)
 	if err != nil {
 		return pageapi.Position{}, nil, err
+	}
+	if r.Branch != 0 {
+		target.Branch = r.Branch
 	}
 	return pageapi.Position{Branch: target.Branch, LSN: r.LSN}, r, nil
 }

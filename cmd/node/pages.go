@@ -321,8 +321,12 @@ func (p *pages) Resolve(ctx context.Context, t pageapi.Target) (*pageapi.Resolut
 	progress, ok := p.store.Progress(branch)
 	if !ok {
 		parent, fork := p.parent(branch)
-		if parent == 0 {
+		switch {
+		case parent == 0:
 			return nil, noData(branch)
+		case t.LSN != 0 && !t.Before && t.LSN <= fork: // the same there
+			t.Branch = parent
+			return p.Resolve(ctx, t)
 		}
 		if err := p.forked(ctx, branch, fork, resolveWait); err != nil {
 			return nil, err
@@ -336,6 +340,7 @@ func (p *pages) Resolve(ctx context.Context, t pageapi.Target) (*pageapi.Resolut
 	if err != nil {
 		return nil, err
 	}
+	r.Branch = branch
 	if oldest := p.store.Oldest(branch); r.LSN < oldest {
 		return nil, pageapi.Errorf(pageapi.OutOfWindow, "the target is %s, before the oldest readable LSN %s", r.LSN, oldest)
 	}

@@ -3,10 +3,12 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"everpage/deploy/nodetest"
 	"everpage/deploy/pgtest"
@@ -167,10 +169,23 @@ func compareBranch(t *testing.T, n *nodetest.Node, branch uint32, s *pgtest.Serv
 }
 
 // TestFailover: a primary stops while its standby is cut off, the standby is promoted, then a standby of that one. Every branch is what its server's files are.
+// EVERPAGE_FAILOVER_MAJORS=14,16 has it run on others than 15.
 func TestFailover(t *testing.T) {
-	for _, major := range []int{15, 18} {
+	majors := []int{pgtest.DefaultMajor}
+	if text := os.Getenv("EVERPAGE_FAILOVER_MAJORS"); text != "" {
+		majors = nil
+		for _, m := range strings.Split(text, ",") {
+			major, err := strconv.Atoi(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			majors = append(majors, major)
+		}
+	}
+	for _, major := range majors {
 		t.Run(strconv.Itoa(major), func(t *testing.T) {
 			t.Parallel()
+			random := dice(t)
 			p := newPair(t, major, nil)
 			if _, err := p.primary.Pgbench(t.Context(), "-i", "-q", "-s", "1"); err != nil {
 				t.Fatal(err)
@@ -227,6 +242,16 @@ func TestFailover(t *testing.T) {
 			}
 			p.promote()
 			commit(t, p.primary, 201, 210)
+			for range 3 { // and at moments of the switch
+				if err := n.StartAgain(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case <-t.Context().Done():
+				case <-time.After(time.Duration(random.IntN(400)) * time.Millisecond):
+				}
+				n.Kill9()
+			}
 			if err := n.StartAgain(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -437,7 +462,7 @@ func TestFailoverWithAHole(t *testing.T) {
 	p := newPair(t, 17, map[string]string{"wal_keep_size": "0", "min_wal_size": "32MB", "max_wal_size": "32MB"})
 	p.primary.MustSQL(t, "postgres", "create table log (i int)")
 	n := newNode(t)
-	n.Must(t, "attach", p.conninfo(), "--wait", "--quiet")
+	attach(t, n, p.primary)
 	commit(t, p.primary, 1, 5)
 	at := caughtUp(t, n, p.primary)
 	rel := p.primary.MustSQL(t, "postgres", "select pg_relation_filepath('log')")[0][0]
@@ -459,6 +484,9 @@ func TestFailoverWithAHole(t *testing.T) {
 	if err := n.StartAgain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	waitState(t, n, "waiting", "")
+	n.Must(t, "page", "get", rel, "0", "--lsn", at.String())
+	n.Must(t, "attach", p.primary.URI("postgres"), "--quiet")
 	onBranch(t, n, 2, 2)
 	caughtUp(t, n, p.primary)
 	var v branches

@@ -1642,6 +1642,7 @@ type ResolveTargetResponse struct {
 	Lsn           uint64                 `protobuf:"varint,1,opt,name=lsn,proto3" json:"lsn,omitempty"`
 	Note          string                 `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"` // told to the user: that the target was clamped, for example
 	Around        []*CommitEntry         `protobuf:"bytes,3,rep,name=around,proto3" json:"around,omitempty"`
+	Branch        uint32                 `protobuf:"varint,4,opt,name=branch,proto3" json:"branch,omitempty"` // that the LSN is of: main's number, where main was asked for
 	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1696,6 +1697,13 @@ func (x *ResolveTargetResponse) GetAround() []*CommitEntry {
 		return x.Around
 	}
 	return nil
+}
+
+func (x *ResolveTargetResponse) GetBranch() uint32 {
+	if x != nil {
+		return x.Branch
+	}
+	return 0
 }
 
 func (x *ResolveTargetResponse) GetChecksum() uint64 {
@@ -2346,11 +2354,12 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x18\n" +
 	"\acontent\x18\x03 \x01(\fR\acontent\"C\n" +
 	"\x14ResolveTargetRequest\x12+\n" +
-	"\x06target\x18\x01 \x01(\v2\x13.everpage.v1.TargetR\x06target\"\x8b\x01\n" +
+	"\x06target\x18\x01 \x01(\v2\x13.everpage.v1.TargetR\x06target\"\xa3\x01\n" +
 	"\x15ResolveTargetResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12\x12\n" +
 	"\x04note\x18\x02 \x01(\tR\x04note\x120\n" +
-	"\x06around\x18\x03 \x03(\v2\x18.everpage.v1.CommitEntryR\x06around\x12\x1a\n" +
+	"\x06around\x18\x03 \x03(\v2\x18.everpage.v1.CommitEntryR\x06around\x12\x16\n" +
+	"\x06branch\x18\x04 \x01(\rR\x06branch\x12\x1a\n" +
 	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"\x96\x01\n" +
 	"\vCommitEntry\x12\x1b\n" +
 	"\tstart_lsn\x18\x01 \x01(\x04R\bstartLsn\x12\x17\n" +
