@@ -384,9 +384,20 @@ func (f *follower) history(branch uint32, tli pg.TimelineID) (wal.History, bool)
 	return h, true
 }
 
-// parent tells what a branch forked off, and where; 0 if it did not.
-func (f *follower) parent(branch uint32) (uint32, pg.LSN) {
-	if b := f.n.cluster.State().Branch(branch); b != nil && branch != 0 {
+// parent tells what a branch forked off, and where; 0 if it did not. Another node may have heard of the next branch a moment before.
+func (f *follower) parent(ctx context.Context, branch uint32) (uint32, pg.LSN) {
+	if branch == 0 {
+		return 0, 0
+	}
+	s := f.n.cluster.State()
+	if s.Branch(branch) == nil && branch == s.NextBranch {
+		ctx, cancel := context.WithTimeout(ctx, leadEvery)
+		defer cancel()
+		if newer, err := f.n.cluster.Until(ctx, func(s *cluster.State) bool { return s.Branch(branch) != nil }); err == nil {
+			s = newer
+		}
+	}
+	if b := s.Branch(branch); b != nil {
 		return b.Parent, b.Fork
 	}
 	return 0, 0

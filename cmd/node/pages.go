@@ -35,7 +35,7 @@ type pages struct {
 	// history is the descent of a timeline that a branch goes through.
 	history func(branch uint32, tli pg.TimelineID) (wal.History, bool)
 	// parent tells what a branch forked off and where.
-	parent func(branch uint32) (uint32, pg.LSN)
+	parent func(ctx context.Context, branch uint32) (uint32, pg.LSN)
 }
 
 func (p *pages) branch(n uint32) uint32 {
@@ -80,7 +80,7 @@ func (p *pages) Position(ctx context.Context, at pageapi.Position, wait time.Dur
 	at.Branch = p.branch(at.Branch)
 	progress, ok := p.store.Progress(at.Branch)
 	if !ok {
-		parent, fork := p.parent(at.Branch)
+		parent, fork := p.parent(ctx, at.Branch)
 		switch {
 		case parent == 0:
 			return at, noData(at.Branch)
@@ -320,7 +320,7 @@ func (p *pages) Resolve(ctx context.Context, t pageapi.Target) (*pageapi.Resolut
 	branch := p.branch(t.Branch)
 	progress, ok := p.store.Progress(branch)
 	if !ok {
-		parent, fork := p.parent(branch)
+		parent, fork := p.parent(ctx, branch)
 		switch {
 		case parent == 0:
 			return nil, noData(branch)
