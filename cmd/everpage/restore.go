@@ -167,6 +167,11 @@ func (r *restore) plan(ctx context.Context, dir string) (*datadir.Tree, *pageapi
 	if err != nil {
 		return nil, nil, err
 	}
+	if pos.Branch == 0 { // main may move while a directory is written
+		if pinned, err := r.client.Resolve(short, pageapi.Target{LSN: pos.LSN}); err == nil {
+			pos.Branch = pinned.Branch
+		}
+	}
 	admin, address, err := r.client.Admin(short)
 	if err != nil {
 		return nil, nil, err

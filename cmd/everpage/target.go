@@ -85,7 +85,7 @@ func (t *targetFlags) resolve(ctx context.Context, c *pageapi.Client) (pageapi.P
 	if err != nil {
 		return pageapi.Position{}, nil, err
 	}
-	if target.LSN != 0 && !target.Before && target.Branch != 0 {
+	if target.LSN != 0 && !target.Before {
 		return pageapi.Position{Branch: target.Branch, LSN: target.LSN}, &pageapi.Resolution{LSN: target.LSN}, nil
 	}
 	r, err := c.Resolve(ctx, target)

@@ -22,20 +22,19 @@ type pair struct {
 	primary, standby *pgtest.Server
 }
 
-func newPair(t *testing.T, major int, settings map[string]string) *pair {
+func newPair(t *testing.T, major int, settings map[string]string, standby ...map[string]string) *pair {
 	t.Helper()
 	// Nothing but the test commits: lost transactions are counted.
 	quiet := map[string]string{"autovacuum": "off", "wal_keep_size": "512MB", "hot_standby": "on", "wal_retrieve_retry_interval": "100ms"}
 	s := pgtest.New(t, pgtest.Config{Major: major, Settings: primarySettings(quiet, settings)})
 	p := &pair{t: t, primary: s}
-	p.standby = p.addStandby(s)
+	p.standby = p.addStandby(s, standby...)
 	return p
 }
 
-func (p *pair) addStandby(of *pgtest.Server) *pgtest.Server {
+func (p *pair) addStandby(of *pgtest.Server, settings ...map[string]string) *pgtest.Server {
 	p.t.Helper()
-	// Under the same settings: a standby refuses smaller ones than its primary's.
-	standby, err := of.Standby(p.t.Context(), "standby", pgtest.Config{Dir: filepath.Join(p.t.TempDir(), "standby"), Settings: map[string]string{"wal_retrieve_retry_interval": "100ms"}})
+	standby, err := of.Standby(p.t.Context(), "standby", pgtest.Config{Dir: filepath.Join(p.t.TempDir(), "standby"), Settings: pgtest.Merge(append([]map[string]string{{"wal_retrieve_retry_interval": "100ms"}}, settings...)...)})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -459,7 +458,7 @@ func TestFailoverIsBackedUp(t *testing.T) {
 // before the hole stays.
 func TestFailoverWithAHole(t *testing.T) {
 	t.Parallel()
-	p := newPair(t, 17, map[string]string{"wal_keep_size": "0", "min_wal_size": "32MB", "max_wal_size": "32MB"})
+	p := newPair(t, 17, nil, map[string]string{"wal_keep_size": "0", "min_wal_size": "32MB", "max_wal_size": "32MB"})
 	p.primary.MustSQL(t, "postgres", "create table log (i int)")
 	n := newNode(t)
 	attach(t, n, p.primary)
