@@ -374,3 +374,36 @@ func allShards(w *world) (list []placement.Shard) {
 	}
 	return list
 }
+
+// What is small of a branch and comes broken leaves nothing behind.
+func TestImportSmallBroken(t *testing.T) {
+	x := newFleet(t, rand.New(rand.NewPCG(seedOf(t), 24)), 2)
+	a, b := x.nodes[0], x.nodes[1]
+	var buf bytes.Buffer
+	if _, err := a.s.ExportSmall(context.Background(), testBranch, 0, 0, &buf); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.s.ImportSmall(context.Background(), testBranch, bytes.NewReader(buf.Bytes()[:buf.Len()-1])); err == nil {
+		t.Error("a truncated export was taken")
+	}
+	check(t, b.s, nil)
+	if n := b.s.Stats().Tables; n != 0 {
+		it, err := b.s.db.NewIter(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if it.First() {
+			t.Errorf("key %x was left", it.Key())
+		}
+		if err := it.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := b.s.ImportSmall(context.Background(), testBranch, &buf); err != nil {
+		t.Error(err)
+	}
+	b.resume()
+	b.compareMeta(b.high)
+	a.close()
+	b.close()
+}

@@ -119,11 +119,11 @@ func (s *Store) ImportSmall(ctx context.Context, branch uint32, parts ...io.Read
 	}
 	for _, r := range parts {
 		if _, err := im.Add(ctx, r); err != nil {
-			return p, err
+			return p, errors.Join(err, s.dropBranch(branch)) // nobody would know what it belongs to
 		}
 	}
 	if err := im.finishSmall(); err != nil {
-		return p, fmt.Errorf("import of %s: %w", im.l.what(), err)
+		return p, errors.Join(fmt.Errorf("import of %s: %w", im.l.what(), err), s.dropBranch(branch))
 	}
 	return *im.progress, nil
 }
