@@ -124,6 +124,20 @@ func (s *soaking) left(ctx context.Context, at pg.LSN) bool {
 	return err == nil && at < w.Oldest
 }
 
+// leaves waits until an LSN that was refused has gone out of the window: that is announced, and leases are refused, a grace before it is so.
+func (s *soaking) leaves(ctx context.Context, at pg.LSN) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for !s.left(ctx, at) {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return true
+}
+
 // right compares what a mark's pages are now with what they were.
 func (s *soaking) right(ctx context.Context, m mark) error {
 	sum, err := s.digest(ctx, m)
@@ -144,7 +158,7 @@ func (s *soaking) right(ctx context.Context, m mark) error {
 // balanced has a stock server start on what the window gives, and pgbench's invariant checked by it.
 func (s *soaking) balanced(ctx context.Context, at pg.LSN) error {
 	_, err := s.restore.Check(ctx, at, restoretest.Checks{})
-	if err != nil && s.left(ctx, at) && strings.Contains(err.Error(), "exit code") { // the command's: it was too late
+	if err != nil && strings.Contains(err.Error(), "exit code 4") && s.leaves(ctx, at) { // the command's: it was too late
 		return nil
 	}
 	if err != nil {
