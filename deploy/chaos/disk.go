@@ -26,10 +26,7 @@ func mountSlowDisk(dir, mountpoint string) (*slowDisk, error) {
 	}
 	d := &slowDisk{}
 	root := &fs.LoopbackRoot{Path: dir, Dev: st.Dev}
-	root.NewNode = func(root *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &slowNode{LoopbackNode: fs.LoopbackNode{RootData: root}, disk: d}
-	}
-	top := root.NewNode(root, nil, "", &st)
+	top := &slowNode{LoopbackNode: &fs.LoopbackNode{RootData: root}, disk: d}
 	root.RootNode = top
 	var err error
 	d.server, err = fs.Mount(mountpoint, top, &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: "everpage-chaos", MaxWrite: 1 << 20}})
@@ -56,14 +53,23 @@ func (d *slowDisk) wait() {
 
 // slowNode is a file or directory there.
 type slowNode struct {
-	fs.LoopbackNode
+	*fs.LoopbackNode
 	disk *slowDisk
 }
 
 var (
-	_ fs.NodeOpener  = (*slowNode)(nil)
-	_ fs.NodeCreater = (*slowNode)(nil)
+	_ fs.NodeOpener      = (*slowNode)(nil)
+	_ fs.NodeCreater     = (*slowNode)(nil)
+	_ fs.NodeWrapChilder = (*slowNode)(nil)
 )
+
+// WrapChild makes what is below a directory slow, too.
+func (n *slowNode) WrapChild(_ context.Context, child fs.InodeEmbedder) fs.InodeEmbedder {
+	if below, ok := child.(*fs.LoopbackNode); ok {
+		return &slowNode{LoopbackNode: below, disk: n.disk}
+	}
+	return child
+}
 
 func (n *slowNode) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	h, f, errno := n.LoopbackNode.Open(ctx, flags)

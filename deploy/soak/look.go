@@ -218,11 +218,15 @@ type plateau struct{ middle, last span }
 
 type span struct{ least, most int64 }
 
-// plateauSlack is by how much the last third may be above the second.
-const plateauSlack = 1.3
+// By how much the last third may be above the second: at least, where only what is needed lies there; and at most, when bases were just made anew and the old ones
+// are still there.
+const (
+	leastSlack = 1.3
+	mostSlack  = 2
+)
 
 func (p plateau) reached() bool {
-	return float64(p.last.most) <= plateauSlack*float64(p.middle.most) && float64(p.last.least) <= plateauSlack*float64(p.middle.least)
+	return float64(p.last.most) <= mostSlack*float64(p.middle.most) && float64(p.last.least) <= leastSlack*float64(p.middle.least)
 }
 
 func (s span) String() string {
