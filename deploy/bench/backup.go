@@ -266,11 +266,11 @@ func (x *backupBench) firstPage(ctx context.Context) error {
 	x.b.report.add("first page from the store", "≤ 200 ms, ≤ 1 MB", met, 0,
 		fmt.Sprintf("a random page of a segment of %.0f MB, at the backup's LSN, of a node made of the store alone, whose manifests name %.0f layers", float64(min(blocks, pg.SegmentBlocks))*pg.BlockSize/1e6, shown[0]),
 		m, kb, of("requests", "", requests...), of("node up from nothing", "ms", up...))
-	return x.beyond(ctx, fork, l.Branches[0].Newest)
+	return x.beyond(ctx, fork)
 }
 
 // beyond measures a page above the layers: WAL must be replayed first.
-func (x *backupBench) beyond(ctx context.Context, fork pg.RelFork, newest pg.LSN) error {
+func (x *backupBench) beyond(ctx context.Context, fork pg.RelFork) error {
 	if _, err := x.s.Pgbench(ctx, "-n", "-c", "4", "-j", "2", "-T", strconv.Itoa(max(x.b.storeSeconds/4, 2))); err != nil {
 		return err
 	}
@@ -291,7 +291,7 @@ func (x *backupBench) beyond(ctx context.Context, fork pg.RelFork, newest pg.LSN
 			return err
 		}
 	}
-	newest = l.Branches[0].Newest
+	newest := l.Branches[0].Newest
 	if err := x.lost(); err != nil {
 		return err
 	}
