@@ -34,15 +34,17 @@ func TestPlateau(t *testing.T) {
 		growing = append(growing, sample{local: int64(20 + 10*i + 40*(i%5))}) // in teeth
 	}
 	of := func(x sample) int64 { return x.local }
-	if p := plateauOf(flat, of); !p.reached() {
-		t.Errorf("flat: %s", p)
-	}
-	if p := plateauOf(teeth, of); !p.reached() {
-		t.Errorf("in teeth: %s", p)
-	}
-	for _, list := range [][]sample{grows, growing} {
-		if p := plateauOf(list, of); p.reached() {
-			t.Errorf("growing: %s", p)
+	for _, soaked := range []time.Duration{2 * time.Minute, 20 * time.Minute} {
+		if p := plateauOf(flat, of); !p.reached(soaked) {
+			t.Errorf("flat: %s", p)
+		}
+		if p := plateauOf(teeth, of); !p.reached(soaked) {
+			t.Errorf("in teeth: %s", p)
+		}
+		for _, list := range [][]sample{grows, growing} {
+			if p := plateauOf(list, of); p.reached(soaked) {
+				t.Errorf("growing: %s", p)
+			}
 		}
 	}
 }
