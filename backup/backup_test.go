@@ -371,7 +371,7 @@ func (d *deposed) Sync(context.Context) error {
 	return nil
 }
 
-func (d *deposed) Set(context.Context, uint32, placement.Shard, Current, string, pg.LSN) error {
+func (d *deposed) Set(context.Context, uint32, placement.Shard, Current, Next) error {
 	return fmt.Errorf("%w: the shard has another epoch", ErrConflict)
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"everpage/backup/archive"
 	"everpage/backup/store"
+	"everpage/cluster/placement"
 	"everpage/wal/pg"
 )
 
@@ -19,6 +20,7 @@ type Inventory struct {
 	Bytes   int64
 	Needed  map[string]bool // objects that a current manifest refers to, and the manifests' own
 	Lists   []*Manifest     // the current manifests
+	Rooted  []*Manifest     // those of the newest root that are not current
 	Oldest  map[uint32]pg.LSN
 	Strange []string // objects that nobody of this release writes
 	// WALFrom is from where recovery by the newest root would read WAL. 0: there is no root.
@@ -39,7 +41,7 @@ func TakeInventory(ctx context.Context, s store.Store, r Registry, branches []ui
 	// The listing comes first: what is uploaded meanwhile is not in it, so that it can't be taken for garbage.
 	err := s.List(ctx, "", func(i store.Info) error {
 		switch {
-		case strings.HasPrefix(i.Name, layersDir), strings.HasPrefix(i.Name, manifestsDir):
+		case strings.HasPrefix(i.Name, layersDir), strings.HasPrefix(i.Name, manifestsDir), strings.HasPrefix(i.Name, probeDir):
 			inv.Objects[i.Name] = i
 			inv.Bytes += i.Size
 		case strings.HasPrefix(i.Name, walDir), strings.HasPrefix(i.Name, rootDir), strings.HasPrefix(i.Name, ownerDir):
@@ -55,7 +57,8 @@ func TakeInventory(ctx context.Context, s store.Store, r Registry, branches []ui
 		return nil, err
 	}
 	for _, b := range branches {
-		for _, shard := range append(allShards(shards), Small) {
+		// What is small comes first: it never goes beyond the shards, and these go on meanwhile.
+		for _, shard := range append([]placement.Shard{Small}, allShards(shards)...) {
 			c := r.Current(b, shard)
 			if c.Ref == "" {
 				continue
@@ -110,7 +113,9 @@ func (inv *Inventory) needRoot(ctx context.Context, s store.Store) error {
 	if err != nil {
 		return err
 	}
+	whole := map[uint32]bool{}
 	for _, b := range root.Branches {
+		whole[b.Branch] = b.whole(root.Shards)
 		for _, have := range b.Manifests {
 			if have.Shard == Small && (inv.WALFrom == 0 || have.LSN < inv.WALFrom) {
 				inv.WALFrom = have.LSN
@@ -127,19 +132,24 @@ func (inv *Inventory) needRoot(ctx context.Context, s store.Store) error {
 			if err != nil {
 				return fmt.Errorf("the newest root's manifest of shard %d of branch %d: %w", have.Shard, b.Branch, err)
 			}
+			inv.Rooted = append(inv.Rooted, m)
 			for _, l := range m.Layers {
 				inv.Needed[l.Object] = true
 			}
 		}
 	}
+	for _, l := range root.Lines { // what forked off and is not whole is made anew out of WAL, from there on
+		if !whole[l.Branch] && l.Parent != 0 && inv.WALFrom != 0 {
+			inv.WALFrom = min(inv.WALFrom, l.Fork)
+		}
+	}
 	return nil
 }
 
-// Orphans lists the objects that no current manifest needs and that are older than grace: uploads that are under way, and manifests that a root or a reader
-// still goes by, are younger.
-func (inv *Inventory) Orphans(grace time.Duration, now time.Time) (list []store.Info) {
+// Orphans lists the objects that no current manifest needs and that were written before then: later ones may be of uploads that are under way.
+func (inv *Inventory) Orphans(before time.Time) (list []store.Info) {
 	for name, i := range inv.Objects {
-		if !inv.Needed[name] && now.Sub(i.Modified) > grace {
+		if !inv.Needed[name] && i.Modified.Before(before) {
 			list = append(list, i)
 		}
 	}
@@ -162,13 +172,15 @@ func (inv *Inventory) Missing() (list []string) {
 type Collector struct {
 	Store    store.Store
 	Registry Registry
-	Branches func() []uint32
+	Branches func() []uint32 // all that the registry may know, whether this node has them or not: what is not of one of these is garbage
 	Shards   uint32
 	ID       func() (archive.ID, bool) // of the followed primary's WAL
 	// WALFrom is the LSN from which on WAL is needed: that of the oldest layers' end that recovery may go on from. 0: all of it.
 	WALFrom func() pg.LSN
 	Grace   time.Duration
 	Owns    func(ctx context.Context) error // makes sure that the store is this cluster's; nil: it is
+	// HoldRoots keeps roots from being written while what is needed is found out: Uploader.HoldRoots. nil: nobody writes any.
+	HoldRoots func(ctx context.Context) (release func(), err error)
 }
 
 // ErrNotLeader means that another node collects.
@@ -176,6 +188,7 @@ var ErrNotLeader = errors.New("another node leads the cluster: it is the one tha
 
 // Collect deletes the orphans and the WAL that no recovery reads, or lists them with dryRun.
 func (c *Collector) Collect(ctx context.Context, dryRun bool) (removed []store.Info, err error) {
+	term := c.Registry.Term()
 	if !c.Registry.Leads() {
 		return nil, ErrNotLeader
 	}
@@ -184,28 +197,27 @@ func (c *Collector) Collect(ctx context.Context, dryRun bool) (removed []store.I
 			return nil, err
 		}
 	}
-	inv, err := TakeInventory(ctx, c.Store, c.Registry, c.Branches(), c.Shards)
-	if err != nil {
-		return nil, err
-	}
-	if missing := inv.Missing(); len(missing) > 0 {
-		return nil, fmt.Errorf("nothing is deleted while objects are missing that are needed: %s", strings.Join(missing, ", "))
-	}
-	list := inv.Orphans(c.Grace, time.Now())
-	if id, ok := c.ID(); ok {
-		// By the root, not by what is current: whoever recovers knows nothing newer.
-		old, err := archive.Before(ctx, c.Store, id, min(c.WALFrom(), inv.WALFrom), time.Now().Add(-c.Grace))
-		if err != nil {
+	// What is older than this and not needed now never is again: manifests of uploads that are under way are refused if they need it, and so uploaded anew, and the
+	// roots that follow go by current manifests.
+	now := time.Now() // may be hours off, which does not matter to a list
+	if !dryRun {
+		if now, err = Probe(ctx, c.Store, "collect"); err != nil {
 			return nil, err
 		}
-		list = append(list, old...)
 	}
-	if dryRun {
-		return list, nil
+	before := now.Add(-c.Grace).Truncate(time.Microsecond)
+	if !dryRun {
+		if err := c.Registry.Collecting(ctx, before); err != nil {
+			return nil, err
+		}
+	}
+	list, err := c.garbage(ctx, before, dryRun)
+	if err != nil || dryRun {
+		return list, err
 	}
 	for _, i := range list {
 		// The check is made anew for each: a node that was paused for long must not delete by what it knew then.
-		if err := c.still(ctx, i.Name); err != nil {
+		if err := c.still(ctx, term, i.Name); err != nil {
 			return removed, err
 		}
 		if err := c.Store.Delete(ctx, i.Name); err != nil {
@@ -216,12 +228,57 @@ func (c *Collector) Collect(ctx context.Context, dryRun bool) (removed []store.I
 	return removed, nil
 }
 
-// still makes sure that an object is not needed now and that this node leads.
-func (c *Collector) still(ctx context.Context, name string) error {
+// garbage lists what was written before then and is not needed.
+func (c *Collector) garbage(ctx context.Context, before time.Time, dryRun bool) ([]store.Info, error) {
+	if c.HoldRoots != nil && !dryRun {
+		release, err := c.HoldRoots(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+	}
+	inv, err := c.inventory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := inv.Orphans(before)
+	if id, ok := c.ID(); ok {
+		// By the root, not by what is current: whoever recovers knows nothing newer.
+		old, err := archive.Before(ctx, c.Store, id, min(c.WALFrom(), inv.WALFrom), before)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, old...)
+	}
+	return list, nil
+}
+
+// inventory takes one in which nothing is missing that is needed. It looks so, too, where a manifest was replaced and collected for while it was taken; then it is
+// taken again, and what is still needed and still missing is.
+func (c *Collector) inventory(ctx context.Context) (*Inventory, error) {
+	var before []string
+	for {
+		inv, err := TakeInventory(ctx, c.Store, c.Registry, c.Branches(), c.Shards)
+		if err != nil {
+			return nil, err
+		}
+		missing := inv.Missing()
+		if len(missing) == 0 {
+			return inv, nil
+		}
+		if still := slices.DeleteFunc(before, func(name string) bool { return !slices.Contains(missing, name) }); len(still) > 0 {
+			return nil, fmt.Errorf("nothing is deleted while objects are missing that are needed: %s", strings.Join(still, ", "))
+		}
+		before = missing
+	}
+}
+
+// still makes sure that an object is not needed now and that this node has led since the term began.
+func (c *Collector) still(ctx context.Context, term uint64, name string) error {
 	if err := c.Registry.Sync(ctx); err != nil {
 		return err
 	}
-	if !c.Registry.Leads() {
+	if !c.Registry.Leads() || c.Registry.Term() != term { // whoever led in between may have written a root that this one does not know
 		return ErrNotLeader
 	}
 	if c.Owns != nil {

@@ -11,6 +11,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"sync/atomic"
 
 	"everpage/backup/store"
 )
@@ -25,9 +26,10 @@ type pack struct {
 	sum  hash.Hash
 	part hash.Hash32 // of the layer or manifest that is being added
 	from int64
+	all  *atomic.Int64 // bytes of all packs that there are
 }
 
-func newPack(dir string) (*pack, error) {
+func newPack(dir string, all *atomic.Int64) (*pack, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -39,10 +41,16 @@ func newPack(dir string) (*pack, error) {
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &pack{f: f, sum: sha256.New(), part: crc32.New(castagnoli)}, nil
+	return &pack{f: f, sum: sha256.New(), part: crc32.New(castagnoli), all: all}, nil
 }
 
-func (p *pack) close() error { return p.f.Close() }
+func (p *pack) close() error {
+	err := p.f.Close()
+	if !errors.Is(err, os.ErrClosed) {
+		p.all.Add(-p.size)
+	}
+	return err
+}
 
 func (p *pack) begin() {
 	p.from = p.size
@@ -55,27 +63,28 @@ func (p *pack) Write(b []byte) (int, error) {
 	p.sum.Write(b[:n])
 	p.part.Write(b[:n])
 	p.size += int64(n)
+	p.all.Add(int64(n))
 	return n, err
 }
 
 // length is how much the part has so far.
 func (p *pack) length() int64 { return p.size - p.from }
 
-// upload writes the object and returns its name: with the epoch, what it holds, and a number of this attempt's own. A name is never used twice, not even for
-// the same content: whoever removes what an earlier attempt left, however late, can't hit this one.
-func (p *pack) upload(ctx context.Context, s store.Store, kind string, branch uint32, epoch uint64) (string, error) {
+// upload writes the object and says what it is in the store. Its name has the epoch, what it holds, and a number of this attempt's own. A name is never used twice,
+// not even for the same content: whoever removes what an earlier attempt left, however late, can't hit this one.
+func (p *pack) upload(ctx context.Context, s store.Store, kind string, branch uint32, epoch uint64) (store.Info, error) {
 	var once [6]byte
 	rand.Read(once[:]) // never fails
 	name := fmt.Sprintf("%s/%d/%08x-%s-%x", kind, branch, epoch, hex.EncodeToString(p.sum.Sum(nil)[:16]), once)
-	err := s.Put(ctx, name, packBody{p.f, p.size})
-	if errors.Is(err, store.ErrExists) {
-		// The answer to a request of ours was lost, and it was sent again. The size is held against ours all the same.
-		var i store.Info
-		if i, err = s.Stat(ctx, name); err == nil && i.Size != p.size {
-			err = &store.Error{Op: "put", Name: name, Kind: store.ErrCorrupt, Err: fmt.Errorf("it has %d bytes there, %d here", i.Size, p.size)}
-		}
+	// Where it exists the answer to a request of ours was lost, and it was sent again.
+	if err := s.Put(ctx, name, packBody{p.f, p.size}); err != nil && !errors.Is(err, store.ErrExists) {
+		return store.Info{}, err
 	}
-	return name, err
+	i, err := s.Stat(ctx, name)
+	if err == nil && i.Size != p.size {
+		err = &store.Error{Op: "put", Name: name, Kind: store.ErrCorrupt, Err: fmt.Errorf("it has %d bytes there, %d here", i.Size, p.size)}
+	}
+	return i, err
 }
 
 type packBody struct {

@@ -24,6 +24,9 @@ type Target interface {
 	Own(branch uint32, shards ...placement.Shard) (pg.LSN, error)
 	Import(branch uint32, shard placement.Shard, chunk *placement.Chunk) (*chunk.Import, error)
 	Coverage(branch uint32, shard placement.Shard) chunk.Coverage
+	ChunkCoverage(branch uint32, k placement.Chunk) chunk.Coverage
+	Evict(ctx context.Context, branch uint32, list ...chunk.Eviction) error
+	EvictShards(ctx context.Context, branch uint32, first placement.Shard, upTo []pg.LSN) error
 	Branches() []uint32
 	Shards() uint32
 	SegmentBlocks() uint32
@@ -37,6 +40,7 @@ type layerReader struct {
 	body  io.ReadCloser
 	read  int64
 	sum   hash.Hash32
+	part  bool // of a layer, which has no checksum of its own
 }
 
 func newLayerReader(ctx context.Context, s store.Store, l Layer) *layerReader {
@@ -73,7 +77,7 @@ func (r *layerReader) Read(p []byte) (int, error) {
 			}
 			err = nil
 		}
-		if r.read == r.l.Length && r.sum.Sum32() != r.l.CRC {
+		if r.read == r.l.Length && !r.part && r.sum.Sum32() != r.l.CRC {
 			return 0, &store.Error{Op: "get", Name: r.l.Object, Kind: store.ErrCorrupt, Err: fmt.Errorf("the layer at %d has a wrong checksum", r.l.Offset)}
 		}
 		if errors.Is(err, io.EOF) {
@@ -91,6 +95,12 @@ func (r *layerReader) close() {
 	}
 }
 
+// Close implements io.Closer.
+func (r *layerReader) Close() error {
+	r.close()
+	return nil
+}
+
 // RestoreSmall makes the branches of a root in an empty version store, with all that is small in them and none of their shards' pages: those are owned,
 // and come by Filler. It returns where reading WAL goes on.
 func RestoreSmall(ctx context.Context, s store.Store, t Target, root *Root) (resume map[uint32]chunk.Progress, err error) {
@@ -99,10 +109,10 @@ func RestoreSmall(ctx context.Context, s store.Store, t Target, root *Root) (res
 	}
 	resume = map[uint32]chunk.Progress{}
 	for _, b := range root.Branches {
-		i := slices.IndexFunc(b.Manifests, func(m ManifestRoot) bool { return m.Shard == Small })
-		if i < 0 || len(b.Manifests) != int(root.Shards)+1 {
+		if !b.whole(root.Shards) {
 			continue // its import was not yet uploaded: nothing of it could be read
 		}
+		i := slices.IndexFunc(b.Manifests, func(m ManifestRoot) bool { return m.Shard == Small })
 		if l := root.line(b.Branch); l.Parent != 0 && resume[l.Parent].Readable < l.Fork {
 			continue // its parent does not reach the fork: it is made anew out of WAL
 		}
@@ -150,6 +160,7 @@ type Filler struct {
 	Store  store.Store // where layers are read: that of Source, or what limits it
 	Target Target
 	Log    *slog.Logger
+	Room   func(bytes int64) bool // whether a shard that takes so much in the store may come; nil: all may
 
 	mu   sync.Mutex
 	left int
@@ -182,7 +193,7 @@ func (f *Filler) missing() (list []shardKey) {
 func (f *Filler) Run(ctx context.Context) error {
 	wait := minRetry
 	for {
-		list := f.missing()
+		list := f.fitting(ctx, f.missing())
 		f.mu.Lock()
 		f.left = len(list)
 		f.mu.Unlock()
@@ -213,10 +224,77 @@ func (f *Filler) Run(ctx context.Context) error {
 	}
 }
 
+// fitting leaves out the shards that there is no room for.
+func (f *Filler) fitting(ctx context.Context, list []shardKey) []shardKey {
+	if f.Room == nil {
+		return list
+	}
+	return slices.DeleteFunc(list, func(key shardKey) bool {
+		m, err := f.Source.manifest(ctx, key)
+		return err == nil && !f.Room(m.Bytes())
+	})
+}
+
+// layersOf are the layers of a shard that a chunk may be in, and the bytes of them that are to be read for it.
+func (f *Filler) layersOf(ctx context.Context, branch uint32, k placement.Chunk) (m *Manifest, files []*chunk.LayerFile, bytes int64, err error) {
+	if m, err = f.Source.manifest(ctx, shardKey{branch, placement.ShardOf(k, f.Target.Shards())}); err != nil {
+		return nil, nil, 0, err
+	}
+	for _, l := range m.Layers {
+		file, err := f.Source.open(l)
+		if err != nil {
+			return nil, nil, 0, f.Source.failed(ctx, l, err)
+		}
+		files = append(files, file)
+		bytes += file.ChunkBytes(k)
+	}
+	return m, files, bytes, nil
+}
+
+// ChunkBytes is how much is to be read to fill a chunk.
+func (f *Filler) ChunkBytes(ctx context.Context, branch uint32, k placement.Chunk) (int64, error) {
+	_, _, n, err := f.layersOf(ctx, branch, k)
+	return n, err
+}
+
+// Chunk fills one chunk of which the version store has given something up.
+func (f *Filler) Chunk(ctx context.Context, branch uint32, k placement.Chunk) error {
+	m, files, _, err := f.layersOf(ctx, branch, k)
+	if err != nil {
+		return err
+	}
+	// What lies below the layers was collected in the store since.
+	if have := f.Target.ChunkCoverage(branch, k); have.From < m.Lo() && !have.Complete {
+		if err := f.Target.Evict(ctx, branch, chunk.Eviction{Chunk: k, UpTo: m.Hi}); err != nil {
+			return err
+		}
+	}
+	im, err := f.Target.Import(branch, placement.ShardOf(k, f.Target.Shards()), &k)
+	if err != nil {
+		return err
+	}
+	for i, file := range files {
+		l := m.Layers[i]
+		if err := im.AddFile(ctx, file, func(offset, length int64) io.ReadCloser {
+			r := newLayerReader(ctx, f.Store, Layer{Object: l.Object, Offset: l.Offset + offset, Length: length})
+			r.part = true // its tables have checksums of their own
+			return r
+		}); err != nil {
+			return err
+		}
+	}
+	return im.Finish()
+}
+
 func (f *Filler) fill(ctx context.Context, key shardKey) error {
 	m, err := f.Source.manifest(ctx, key)
 	if err != nil {
 		return err
+	}
+	if have := f.Target.Coverage(key.branch, key.shard); have.From < m.Lo() { // as in Chunk
+		if err := f.Target.EvictShards(ctx, key.branch, key.shard, []pg.LSN{m.Hi}); err != nil {
+			return err
+		}
 	}
 	im, err := f.Target.Import(key.branch, key.shard, nil)
 	if err != nil {

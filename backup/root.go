@@ -33,6 +33,7 @@ type Root struct {
 	Conninfo       string      // without its password
 	Primary        string      // for people
 	NextTimeline   pg.TimelineID
+	Slots          []string `json:",omitempty"` // that the nodes have on the primary, and those that are still to be dropped there
 
 	Branches []BranchRoot
 
@@ -71,6 +72,11 @@ func (r *Root) line(branch uint32) Line {
 type BranchRoot struct {
 	Branch    uint32
 	Manifests []ManifestRoot // by shard
+}
+
+// whole tells whether a branch can be restored by itself: there is a manifest of each shard, and of what is small.
+func (b *BranchRoot) whole(shards uint32) bool {
+	return len(b.Manifests) == int(shards)+1 && slices.ContainsFunc(b.Manifests, func(m ManifestRoot) bool { return m.Shard == Small })
 }
 
 // ManifestRoot is a shard's manifest in a Root.
@@ -116,7 +122,7 @@ func ReadRoot(ctx context.Context, s store.Store) (*Root, error) {
 	}
 	var damaged error
 	for _, name := range slices.Backward(names) {
-		b, err := store.ReadAll(ctx, s, name, 0, -1)
+		r, err := readRoot(ctx, s, name)
 		if err != nil {
 			if store.Temporary(err) {
 				return nil, err
@@ -124,15 +130,10 @@ func ReadRoot(ctx context.Context, s store.Store) (*Root, error) {
 			damaged = errors.Join(damaged, err)
 			continue
 		}
-		var r Root
-		if err := openJSON(b, &r); err != nil {
-			damaged = errors.Join(damaged, &store.Error{Op: "get", Name: name, Kind: store.ErrCorrupt, Err: err})
-			continue
-		}
 		if r.Format > rootFormat {
 			return nil, fmt.Errorf("%s in %s has format %d, this release knows up to %d: use the newer release", name, s, r.Format, rootFormat)
 		}
-		return &r, nil
+		return r, nil
 	}
 	if damaged != nil {
 		return nil, damaged
@@ -140,24 +141,37 @@ func ReadRoot(ctx context.Context, s store.Store) (*Root, error) {
 	return nil, fmt.Errorf("%w: %s", ErrNoRoot, s)
 }
 
+func readRoot(ctx context.Context, s store.Store, name string) (*Root, error) {
+	b, err := store.ReadAll(ctx, s, name, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	var r Root
+	if err := openJSON(b, &r); err != nil {
+		return nil, &store.Error{Op: "get", Name: name, Kind: store.ErrCorrupt, Err: err}
+	}
+	return &r, nil
+}
+
 // keepRoots is how many older roots stay, against damage to the newest.
 const keepRoots = 3
 
-// rootWriter writes one cluster's roots.
+// rootWriter writes one leader's roots.
 type rootWriter struct {
 	store   store.Store
+	term    uint64 // in which it leads
 	epoch   uint64
 	counter uint64
 	names   []string // of those that are there
 }
 
 // openRoots finds out which roots there are, so that the next one is the newest.
-func openRoots(ctx context.Context, s store.Store) (*rootWriter, error) {
+func openRoots(ctx context.Context, s store.Store, term uint64) (*rootWriter, error) {
 	names, err := roots(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	w := &rootWriter{store: s, names: names, epoch: 1}
+	w := &rootWriter{store: s, term: term, names: names, epoch: 1}
 	if n := len(names); n > 0 {
 		epoch, _, _ := parseRoot(names[n-1])
 		w.epoch = epoch + 1
@@ -165,6 +179,7 @@ func openRoots(ctx context.Context, s store.Store) (*rootWriter, error) {
 	return w, nil
 }
 
+// write writes the next root. After an error the writer is of no more use: the root may be there, and an epoch that another one has taken is not shared.
 func (w *rootWriter) write(ctx context.Context, r Root) error {
 	w.counter++
 	r.Format, r.Epoch, r.Counter, r.Written = rootFormat, w.epoch, w.counter, time.Now().UTC()
@@ -173,9 +188,6 @@ func (w *rootWriter) write(ctx context.Context, r Root) error {
 		return err
 	}
 	if err := w.store.Put(ctx, r.name(), store.Bytes(b)); err != nil {
-		if errors.Is(err, store.ErrExists) {
-			w.epoch++ // another one writes under this epoch, or the answer to an attempt was lost
-		}
 		return err
 	}
 	w.names = append(w.names, r.name())

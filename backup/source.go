@@ -19,6 +19,9 @@ import (
 type Source struct {
 	store    store.Store
 	registry Registry
+	// Kept, where set, tells whether a page is kept as it is at an LSN however far the history was collected, since a database was copied just behind or a branch
+	// forked off there. Base layers have that, too, below where they begin.
+	Kept func(branch uint32, key pg.PageKey, at pg.LSN) (bool, error)
 
 	mu        sync.Mutex
 	manifests map[shardKey]*Manifest
@@ -114,7 +117,13 @@ func (s *Source) versions(ctx context.Context, branch uint32, key pg.PageKey, at
 	if err != nil {
 		return nil, err
 	}
-	if at > m.Hi || at < m.Lo() {
+	below := false
+	if at < m.Lo() && s.Kept != nil {
+		if below, err = s.Kept(branch, key, at); err != nil {
+			return nil, err
+		}
+	}
+	if at > m.Hi || at < m.Lo() && !below {
 		return nil, fmt.Errorf("the backup of shard %d reaches from %s to %s, not to %s", k.shard, m.Lo(), m.Hi, at)
 	}
 	var layers []Layer // newest first
@@ -137,7 +146,7 @@ func (s *Source) versions(ctx context.Context, branch uint32, key pg.PageKey, at
 				}
 				out = append(out, v)
 			}
-			if got.based {
+			if got.based || below && !wave[i].Delta {
 				return out, nil
 			}
 		}

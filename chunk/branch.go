@@ -17,11 +17,11 @@ import (
 // branchState is one branch in memory.
 type branchState struct {
 	num      uint32
-	id       uint64                   // differs from that of a dropped branch of the same number
-	progress atomic.Pointer[Progress] // nil: nothing was ever committed
-	cover    atomic.Pointer[cover]    // changed under Store.mu
-	at       atomic.Uint64            // the LSN of the record that the writer is in, or was in last
-	shrunk   atomic.Uint64            // how often something was given up
+	id       uint64                     // differs from that of a dropped branch of the same number
+	progress atomic.Pointer[Progress]   // nil: nothing was ever committed
+	cover    atomic.Pointer[cover]      // changed under Store.mu
+	at       atomic.Uint64              // the LSN of the record that the writer is in, or was in last
+	shrunk   map[placement.Shard]uint64 // how often something was given up; under Store.covering
 	loaded   map[placement.Shard]Coverage
 
 	mu    sync.RWMutex
@@ -69,7 +69,7 @@ func (s *Store) branch(num uint32) *branchState {
 	if b, ok := s.branches.Load(num); ok {
 		return b.(*branchState)
 	}
-	fresh := &branchState{num: num, id: s.ids.Add(1)<<32 | uint64(num), sizes: map[pg.RelFork]sizeEntry{}, coverDirty: map[coverKey]bool{}}
+	fresh := &branchState{num: num, id: s.ids.Add(1)<<32 | uint64(num), sizes: map[pg.RelFork]sizeEntry{}, shrunk: map[placement.Shard]uint64{}, coverDirty: map[coverKey]bool{}}
 	fresh.cover.Store(everything)
 	b, _ := s.branches.LoadOrStore(num, fresh)
 	return b.(*branchState)
@@ -176,7 +176,7 @@ func (s *Store) commit(b *branchState, p Progress) error {
 		if o.Consistent != 0 {
 			p.Consistent = o.Consistent
 		}
-		p.Parent, p.Fork, p.Horizon, p.Pins = o.Parent, o.Fork, o.Horizon, o.Pins
+		p.Parent, p.Fork, p.Horizon, p.Pins, p.Copied = o.Parent, o.Fork, o.Horizon, o.Pins, o.Copied
 		if o.Unproven != 0 {
 			p.Unproven, p.UnprovenReason = o.Unproven, o.UnprovenReason
 		}
@@ -235,6 +235,43 @@ func (s *Store) loadBranches() error {
 		return true
 	})
 	s.relate(0, nil)
+	return nil
+}
+
+// sweep takes away what lies there of branches that nothing was ever committed to: what was interrupted before that left it.
+func (s *Store) sweep() error {
+	it, _, done, err := s.walkers(nil)
+	if err != nil {
+		return err
+	}
+	var orphans []uint32
+	for class := uint8(classPage); class < classEnd; class++ {
+		lo, hi := makePrefix(class, 0, 0, 0, 0, 0, 0), makePrefix(class+1, 0, 0, 0, 0, 0, 0)
+		for ok := it.SeekGE(lo[:]); ok; ok = it.SeekGE(lo[:]) {
+			p, _, known := splitKey(it.Key())
+			if !known || p.compare(&hi) >= 0 {
+				break
+			}
+			if b, known := s.branches.Load(p.branch()); (!known || b.(*branchState).current() == nil) && !slices.Contains(orphans, p.branch()) {
+				orphans = append(orphans, p.branch())
+			}
+			if _, lo = branchRange(class, p.branch()); lo.compare(&hi) >= 0 {
+				break
+			}
+		}
+	}
+	err = it.Error()
+	done()
+	if err != nil {
+		s.log.Warn("whether something of unknown branches was left is not known", "err", err) // reads and Check will tell
+		return nil
+	}
+	for _, b := range orphans {
+		if err := s.dropBranch(b); err != nil {
+			return fmt.Errorf("what was left of branch %d: %w", b, err)
+		}
+		s.branches.Delete(b)
+	}
 	return nil
 }
 
@@ -317,6 +354,9 @@ func (s *Store) changed() {
 func (s *Store) excise(lo, hi prefix) error {
 	s.tables.Lock()
 	defer s.tables.Unlock()
+	if err := s.edges(lo, hi); err != nil {
+		return err
+	}
 	if err := s.db.Excise(context.Background(), pebble.KeyRange{Start: lo[:], End: hi[:]}); err != nil {
 		return err
 	}

@@ -245,6 +245,12 @@ func (c *checker) value(p prefix, lsn pg.LSN, v []byte) {
 		if c.commits {
 			c.checkCommit(e)
 		}
+		if e.XID != 0 && lsn > c.horizon[p.branch()] && lsn <= c.readable[p.branch()] {
+			x := xidPrefix(p.branch(), e.XID)
+			if d, ok, err := c.r.newest(&x, lsn); err != nil || !ok || d.lsn != lsn {
+				c.violation(lsn, "transaction %d can't be found by its number: %v", e.XID, err)
+			}
+		}
 		c.commit, c.commits = e, true
 	case classXID:
 		e, err := getCommit(lsn, v)
@@ -355,7 +361,7 @@ func (c *checker) endSize() {
 	}
 	for i := len(c.sizes) - 1; i >= 0; i-- {
 		e := c.sizes[i]
-		if e.link != shrink {
+		if e.link != shrink && !c.r.s.collected(c.p.branch(), e.link) {
 			c.violation(e.lsn, "says that the fork was last cut off at %s, but it was at %s", e.link, shrink)
 		}
 		if e.shrinks() {
@@ -421,6 +427,12 @@ func (c *checker) endPage() {
 		if err != nil {
 			c.violation(v.lsn, "its fork's size can't be read: %v", err)
 			continue
+		}
+		if v.kind == KindDamaged || v.kind == KindMissing {
+			mark := damagePrefix(c.p.branch(), key)
+			if d, ok, err := c.r.newest(&mark, v.lsn); err != nil || !ok || d.lsn != v.lsn {
+				c.violation(v.lsn, "is damaged, but not told to be: %v", err)
+			}
 		}
 		has := e.exists && block < e.blocks
 		if v.kind == KindMissing {

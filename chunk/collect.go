@@ -21,7 +21,8 @@ import (
 // has its reader, so that it finds all it needs or is refused.
 //
 // What is collected is a range of keys at a time: its objects are written anew into a table that takes the whole range's place in one step. Ranges with
-// little to collect are left alone. Entries of sizes that cut pages off stay, since layers may bring such pages again.
+// little to collect are left alone. An entry of a fork's size that cut pages off goes where a newer one cut them off as well, as all reads see it that see the
+// older one; else it stays, since layers may bring such pages again. So of a fork that was dropped one entry is left.
 
 // CollectOptions bound what collection costs. The zero value of a field is the default that its comment names.
 type CollectOptions struct {
@@ -83,8 +84,9 @@ func (s *Store) Collect(ctx context.Context, branch uint32, opt CollectOptions) 
 	if err := s.flush(true); err != nil {
 		return Collected{}, err
 	}
-	p, ok := s.Progress(branch)
-	if !ok {
+	// Another one may have moved it since.
+	p, ok := s.Durable(branch)
+	if _, here := s.Progress(branch); !ok || !here {
 		return Collected{}, fmt.Errorf("collect: branch %d: %w", branch, ErrNoBranch)
 	}
 	c := &collector{s: s, ctx: ctx, b: s.branch(branch), horizon: p.Horizon, pins: p.Pins, opt: opt, write: true}
@@ -128,6 +130,7 @@ type collector struct {
 	known bool
 	extra []pg.LSN    // needs of fork, the horizon first
 	sizes []sizeEntry // of fork at these
+	low   uint64      // of a fork's size: the blocks from here on are cut off already, as reads see it
 	buf   pg.Page
 	image []byte
 }
@@ -146,6 +149,15 @@ func (c *collector) run() (Collected, error) {
 		lo, hi := shardRange(c.b.num, i)
 		if err := c.ranges(lo, hi); err != nil {
 			return c.total, fmt.Errorf("collect branch %d, shard %d: %w", c.b.num, i, err)
+		}
+	}
+	for _, k := range c.s.OwnedChunks(c.b.num) {
+		if have := c.s.ChunkCoverage(c.b.num, k); !have.Owned || !have.Complete || have.From > c.horizon {
+			continue
+		}
+		lo, hi := c.s.chunkRange(c.b.num, k)
+		if err := c.ranges(lo, hi); err != nil {
+			return c.total, fmt.Errorf("collect branch %d, chunk %s: %w", c.b.num, k, err)
 		}
 	}
 	for class := uint8(classSize); class < classCopy; class++ {
@@ -220,7 +232,9 @@ func (c *collector) take() error {
 	s.iters.mu.Unlock()
 	lines := s.lines()
 	c.view = view{ctx: c.ctx, cover: c.b.cover.Load(), up: s.ancestors(lines, c.b.num)}
-	st := s.state.Load()
+	s.iters.mu.Lock()
+	st := s.enter()
+	s.iters.mu.Unlock()
 	var its [3]*pebble.Iterator
 	for i := range its {
 		it, err := s.db.NewIter(nil)
@@ -228,6 +242,7 @@ func (c *collector) take() error {
 			for _, it := range its[:i] {
 				it.Close()
 			}
+			s.leave(st)
 			s.readers.Done()
 			return err
 		}
@@ -246,6 +261,7 @@ func (c *collector) leave() {
 	c.it.Close()
 	c.r.it.Close()
 	c.pages.it.Close()
+	c.s.leave(c.pages.st)
 	c.s.readers.Done()
 }
 
@@ -339,13 +355,31 @@ func (c *collector) sorted(copies []pg.LSN) []pg.LSN {
 	return slices.Compact(out)
 }
 
-// stays tells which of an object's versions at or below the horizon stay as they are, pages apart.
-func (c *collector) stays(p *prefix, v version) bool {
+// uncut is a collector's low where nothing is.
+const uncut = 1 << 32
+
+// stays tells which of an object's versions at or below the horizon stay as they are, pages apart. It is asked from the newest to the oldest, with the needs
+// that no newer one answers.
+func (c *collector) stays(p *prefix, v version, needs []pg.LSN) bool {
 	if p.class() != classSize {
 		return false
 	}
 	e, err := getSize(v.lsn, v.value)
-	return err != nil || e.shrinks()
+	if err != nil {
+		return true
+	}
+	if len(needs) > 0 && v.lsn <= needs[0] {
+		c.low = uncut // a read there doesn't see the newer ones
+	}
+	left := uint64(e.left)
+	if e.op == sizeCopy {
+		left = 0
+	}
+	if !e.shrinks() || c.low <= left {
+		return false
+	}
+	c.low = left
+	return true
 }
 
 // look measures one object.
@@ -357,6 +391,7 @@ func (c *collector) look(p *prefix) error {
 	all := needs == nil
 	var gone, chain, base int64 // of bytes; chain: what an image would take the place of
 	n := 0
+	c.low = uncut
 	for c.r.seek(p, ^pg.LSN(0)); ; {
 		v, ok, err := c.r.next()
 		if err != nil {
@@ -367,7 +402,11 @@ func (c *collector) look(p *prefix) error {
 		}
 		c.piece.Versions++
 		c.piece.Bytes += uint64(len(v.value))
-		if all || v.lsn > c.horizon || c.stays(p, v) {
+		if all || v.lsn > c.horizon {
+			continue
+		}
+		if c.stays(p, v, needs) {
+			needs = dropped(needs, v.lsn)
 			continue
 		}
 		first := false
@@ -440,6 +479,9 @@ func (c *collector) rewrite(lo, hi prefix) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := s.edges(lo, hi); err != nil {
+		return err
+	}
 	span := pebble.KeyRange{Start: lo[:], End: hi[:]}
 	if c.any {
 		_, err = s.db.IngestAndExcise(context.Background(), []string{path}, nil, nil, span)
@@ -467,12 +509,13 @@ func (c *collector) keep(p *prefix) error {
 	all := needs == nil
 	last := ^pg.LSN(0)
 	verbatim := false // down to the next version that needs none under it
+	c.low = uncut
 	for c.r.seek(p, last); ; {
 		v, ok, err := c.r.next()
 		if err != nil || !ok {
 			return err
 		}
-		if all || v.lsn > c.horizon || c.stays(p, v) {
+		if all || v.lsn > c.horizon || c.stays(p, v, needs) {
 			for len(needs) > 0 && v.lsn <= needs[0] {
 				needs = needs[1:]
 			}

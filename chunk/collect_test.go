@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -125,11 +126,7 @@ func TestEvict(t *testing.T) {
 			x.fill(i)
 		}
 		for range 8 {
-			keys := slices.SortedFunc(mapKeys(b.m.pages), pg.PageKey.Compare)
-			if err := b.s.Evict(testBranch, placement.ChunkOf(keys[rng.IntN(len(keys))], b.opt.SegmentBlocks)); err != nil {
-				t.Fatal(err)
-			}
-			evicted++
+			evicted += x.evict(b)
 			for range 5 {
 				b.step()
 			}
@@ -156,4 +153,95 @@ type a0 struct{ *fleet }
 
 func (f a0) Versions(ctx context.Context, branch uint32, key pg.PageKey, at pg.LSN) ([]PageVersion, error) {
 	return f.nodes[0].s.Versions(ctx, branch, key, at)
+}
+
+// Of a fork that was cut off again and again as few entries of its size are left as reads can tell apart, also where layers bring back what was cut off.
+func TestCutOffSizesAreCollected(t *testing.T) {
+	rng := rand.New(rand.NewPCG(seedOf(t), 26))
+	x := newFleet(t, rng, 2)
+	x.join(x.nodes[1])
+	a, b := x.nodes[0], x.nodes[1]
+	if _, err := b.s.Own(testBranch, allShards(b)...); err != nil {
+		t.Fatal(err)
+	}
+	a.commit()
+	for _, k := range allShards(a) {
+		var buf bytes.Buffer
+		if _, err := a.s.ExportLayer(context.Background(), LayerSpec{Branch: testBranch, Shard: k}, &buf); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.s.ImportLayer(context.Background(), &buf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fork := pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: 1663, DB: 5, Rel: 16384}}
+	add := func(ops ...op) {
+		r := record{start: a.g.lsn, lsn: a.g.lsn + 8}
+		a.g.lsn += 8
+		r.ops = ops
+		a.m.run(r)
+	}
+	for i := range uint32(60) {
+		for block := range 4 + rng.Uint32N(8) {
+			add(op{kind: "delta", key: pg.PageKey{RelFork: fork, Block: block}, base: BaseInit, data: a.g.delta()})
+		}
+		if i%10 == 9 {
+			add(op{kind: "drop", fork: fork})
+		} else {
+			add(op{kind: "truncate", fork: fork, blocks: rng.Uint32N(4)})
+		}
+	}
+	add(op{kind: "extend", fork: fork, blocks: 12}) // what it had shows nowhere
+	for _, w := range x.nodes {
+		for w.fed < len(w.m.recs) {
+			w.step()
+		}
+		w.commit()
+		if err := w.s.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entries := func() (n int) {
+		if err := a.s.Sizes(context.Background(), testBranch, fork, func(SizeVersion) error { n++; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := entries()
+	if err := a.s.SetHorizon(testBranch, a.high, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.s.Collect(context.Background(), testBranch, CollectOptions{BytesPerSecond: 1 << 40, Worth: 1e-9}); err != nil {
+		t.Fatal(err)
+	}
+	if n := entries(); n > 7 {
+		t.Errorf("%d entries are left of %d", n, before)
+	}
+	a.check()
+	// What the other store still has of it comes back.
+	for _, k := range allShards(a) {
+		if err := a.s.EvictShards(context.Background(), testBranch, k, []pg.LSN{a.high}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.s.SetSource(only{b})
+	defer a.s.SetSource(nil)
+	for k := range a.m.pages {
+		if err := samePage(a.s, k, a.high, a.m.pageAt(k, a.high)); err != nil {
+			t.Error(err)
+		}
+	}
+	if a.s.Stats().Fetched == 0 {
+		t.Error("nothing came back")
+	}
+	a.check()
+	b.close()
+	a.close()
+}
+
+// only is one store as a source.
+type only struct{ w *world }
+
+func (o only) Versions(ctx context.Context, branch uint32, key pg.PageKey, at pg.LSN) ([]PageVersion, error) {
+	return o.w.s.Versions(ctx, branch, key, at)
 }

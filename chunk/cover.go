@@ -220,7 +220,9 @@ func (s *Store) Disown(branch uint32, shards ...placement.Shard) error {
 		n.shards[k] = Coverage{}
 		b.coverDirty[coverKey{shard: k}] = true
 	}
-	b.shrunk.Add(1)
+	for _, k := range shards {
+		b.shrink(k)
+	}
 	b.cover.Store(n)
 	b.dirty = true
 	return nil
@@ -406,15 +408,6 @@ func (b *branchState) settleCoverage(shards uint32) {
 		return
 	}
 	n := old.clone(shards)
-	// A chunk whose eviction was interrupted: what WAL brings beyond what the store has will be kept.
-	if p := b.current(); p != nil {
-		for k, c := range n.chunks {
-			if c.From == ^pg.LSN(0) {
-				c.From = max(b.high, p.Readable, p.Resume)
-				n.chunks[k] = c
-			}
-		}
-	}
 	for k, e := range b.loaded {
 		n.shards[k] = e
 		b.reached(e.From)

@@ -80,7 +80,7 @@ func (s *Store) DropChunk(branch uint32, chunk placement.Chunk) error {
 		n := b.cover.Load().clone(s.opt.Shards)
 		delete(n.chunks, chunk)
 		b.coverDirty[coverKey{one: true, chunk: chunk}] = true
-		b.shrunk.Add(1)
+		b.shrink(shard)
 		b.cover.Store(n)
 		b.dirty = true
 		return nil

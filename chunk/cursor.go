@@ -13,6 +13,50 @@ import (
 type state struct {
 	runs []*run
 	gen  uint64 // grows when a run has left
+
+	// Under iterators.mu. The runs' memory is used again when they are part of no state that anyone looks at.
+	readers int
+	gone    bool // another one has followed
+}
+
+// succeed makes a state the one that is read.
+func (s *Store) succeed(st *state) {
+	s.iters.mu.Lock()
+	defer s.iters.mu.Unlock()
+	for _, r := range st.runs {
+		r.states++
+	}
+	if old := s.state.Swap(st); old != nil {
+		old.gone = true
+		s.letGo(old)
+	}
+}
+
+// enter takes the state that is read, until leave. Under iterators.mu.
+func (s *Store) enter() *state {
+	st := s.state.Load()
+	st.readers++
+	return st
+}
+
+// leave ends enter: nothing that lies in the state's runs is looked at after it.
+func (s *Store) leave(st *state) {
+	s.iters.mu.Lock()
+	defer s.iters.mu.Unlock()
+	st.readers--
+	s.letGo(st)
+}
+
+// letGo gives back the memory of runs that only a state had that nobody reads any more. Under iterators.mu.
+func (s *Store) letGo(st *state) {
+	if !st.gone || st.readers > 0 {
+		return
+	}
+	for _, r := range st.runs {
+		if r.states--; r.states == 0 {
+			s.memory.give(r)
+		}
+	}
 }
 
 // reader is one read's means. It is pooled: nothing of it may be kept after release.
@@ -69,13 +113,13 @@ const maxIdle = 16
 const maxOpen = 8
 
 func (s *Store) reader() (*reader, error) {
-	st := s.state.Load()
 	s.iters.mu.Lock()
 	if s.iters.closed {
 		s.iters.mu.Unlock()
 		return nil, ErrClosed
 	}
 	s.readers.Add(1)
+	st := s.enter()
 	var r *reader
 	for n := len(s.iters.idle); n > 0; n = len(s.iters.idle) {
 		r = s.iters.idle[n-1]
@@ -91,6 +135,7 @@ func (s *Store) reader() (*reader, error) {
 		r = &reader{s: s, gen: st.gen}
 		it, err := s.db.NewIter(nil)
 		if err != nil {
+			s.leave(st)
 			s.readers.Done()
 			return nil, err
 		}
@@ -102,7 +147,7 @@ func (s *Store) reader() (*reader, error) {
 
 // release ends the read. A reader whose iterator failed is not kept.
 func (r *reader) release() {
-	s := r.s
+	s, st := r.s, r.st
 	r.st = nil
 	r.cur = cursor{}
 	r.open = r.open[:0]
@@ -119,14 +164,14 @@ func (r *reader) release() {
 		r.stack = nil
 	}
 	keep := r.it.Error() == nil
+	s.iters.mu.Lock()
+	st.readers--
+	s.letGo(st)
+	keep = keep && !s.iters.closed && r.gen >= s.iters.stale && len(s.iters.idle) < maxIdle
 	if keep {
-		s.iters.mu.Lock()
-		keep = !s.iters.closed && r.gen >= s.iters.stale && len(s.iters.idle) < maxIdle
-		if keep {
-			s.iters.idle = append(s.iters.idle, r)
-		}
-		s.iters.mu.Unlock()
+		s.iters.idle = append(s.iters.idle, r)
 	}
+	s.iters.mu.Unlock()
 	if !keep {
 		r.it.Close()
 	}
@@ -399,7 +444,12 @@ func (r *reader) unpack() (*openPack, error) {
 
 // corrupt wraps an error of the database as it concerns an object. What it can't read is as bad as what fails its checksum.
 func (r *reader) corrupt(p *prefix, lsn pg.LSN, err error) error {
-	return &CorruptError{Branch: p.branch(), Key: p.String(), LSN: lsn, Err: err}
+	e := &CorruptError{Branch: p.branch(), Key: p.String(), LSN: lsn, Err: err}
+	if !p.small() {
+		at := *p
+		e.at = &at
+	}
+	return e
 }
 
 // newest is the newest version at or below lsn.

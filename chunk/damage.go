@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"everpage/wal/pg"
 )
@@ -102,6 +103,18 @@ func (s *Store) suspects(r *reader, branch uint32, at pg.LSN) (keys []pg.PageKey
 		}
 	}
 	return keys, nil
+}
+
+// Kept tells whether a page is kept as it is at an LSN however far its branch is collected, wherever its chunk is whole and in base layers: a database that it is
+// of was copied just behind, or a branch forked off there.
+func (s *Store) Kept(branch uint32, key pg.PageKey, at pg.LSN) (bool, error) {
+	r, err := s.reader()
+	if err != nil {
+		return false, err
+	}
+	defer r.release()
+	copies, err := r.copies(branch, key.Spc, key.DB)
+	return slices.Contains(copies, at+1) || slices.Contains(r.lines.children(branch), at), err
 }
 
 // of is the error as it concerns a page that may have been copied from the one that is damaged.

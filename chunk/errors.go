@@ -28,6 +28,8 @@ type CorruptError struct {
 	Key    string // the page or object
 	LSN    pg.LSN
 	Err    error
+
+	at *prefix // of the page whose stored versions here are meant; nil: it is no page, or came from elsewhere
 }
 
 // Error names key, LSN and cause.

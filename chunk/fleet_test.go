@@ -60,27 +60,9 @@ func (x *fleet) shard() placement.Shard { return placement.Shard(x.rng.Uint32N(x
 
 // act does one thing to one store.
 func (x *fleet) act() {
-	t, w, ctx := x.t, x.any(), context.Background()
+	t, w := x.t, x.any()
 	if !joined(w) {
-		from := x.any()
-		if !joined(from) {
-			return
-		}
-		var b bytes.Buffer
-		if _, err := from.s.ExportSmall(ctx, testBranch, 0, 0, &b); err != nil {
-			t.Fatal(err)
-		}
-		if x.rng.IntN(3) == 0 { // what comes broken makes no branch
-			cut := b.Bytes()[:x.rng.IntN(b.Len())]
-			if _, err := w.s.ImportSmall(ctx, testBranch, bytes.NewReader(cut)); err == nil {
-				t.Fatal("a truncated export was taken")
-			}
-			return
-		}
-		if _, err := w.s.ImportSmall(ctx, testBranch, &b); err != nil {
-			t.Fatal(err)
-		}
-		w.resume()
+		x.tryJoin(w, x.any())
 		return
 	}
 	switch n := x.rng.IntN(100); {
@@ -112,8 +94,10 @@ func (x *fleet) act() {
 		if _, err := w.s.Own(testBranch, x.shard(), x.shard()); err != nil && !errors.Is(err, ErrBusy) {
 			t.Fatal(err)
 		}
-	case n < 90:
+	case n < 87:
 		x.fill(x.shard())
+	case n < 91:
+		x.evict(w)
 	case n < 94:
 		k := x.shard()
 		others := slices.ContainsFunc(w.s.OwnedChunks(testBranch), func(c placement.Chunk) bool { return placement.ShardOf(c, w.opt.Shards) == k })
@@ -125,6 +109,84 @@ func (x *fleet) act() {
 	default:
 		w.crash()
 	}
+}
+
+// tryJoin brings what is small of the branch from one store to another, if it comes whole.
+func (x *fleet) tryJoin(w, from *world) {
+	if !joined(from) {
+		return
+	}
+	t, ctx := x.t, context.Background()
+	var b bytes.Buffer
+	if _, err := from.s.ExportSmall(ctx, testBranch, 0, 0, &b); err != nil {
+		t.Fatal(err)
+	}
+	if x.rng.IntN(3) == 0 { // what comes broken makes no branch
+		cut := b.Bytes()[:x.rng.IntN(b.Len())]
+		if _, err := w.s.ImportSmall(ctx, testBranch, bytes.NewReader(cut)); err == nil {
+			t.Fatal("a truncated export was taken")
+		}
+		return
+	}
+	if _, err := w.s.ImportSmall(ctx, testBranch, &b); err != nil {
+		t.Fatal(err)
+	}
+	w.resume()
+}
+
+// evict gives up some versions of a chunk or of shards of a store; a layer that begins behind them is still to be had.
+func (x *fleet) evict(w *world) (evicted int) {
+	t, ctx := x.t, context.Background()
+	d, _ := w.s.Durable(testBranch)
+	below := func(have Coverage) (pg.LSN, bool) {
+		if !have.Owned || have.From > d.Resume {
+			return 0, false
+		}
+		return have.From + pg.LSN(x.rng.Uint64N(uint64(d.Resume-have.From)+1)), true
+	}
+	spec := LayerSpec{Branch: testBranch, Delta: true}
+	if c := x.chunk(); x.rng.IntN(4) != 0 {
+		upTo, ok := below(w.s.ChunkCoverage(testBranch, c))
+		if !ok {
+			return 0
+		}
+		if err := w.s.Evict(ctx, testBranch, Eviction{c, upTo}); err != nil {
+			t.Fatal(err)
+		}
+		if have := w.s.ChunkCoverage(testBranch, c); have != (Coverage{Owned: true, From: upTo}) {
+			t.Fatalf("evicted up to %s: %+v", upTo, have)
+		}
+		spec.Chunk, spec.From = &c, upTo
+	} else {
+		first, list := x.shard(), []pg.LSN{}
+		for i := first; i < placement.Shard(w.opt.Shards) && len(list) < 1+x.rng.IntN(3); i++ {
+			have := w.s.Coverage(testBranch, i)
+			for k, c := range w.s.branch(testBranch).cover.Load().chunks {
+				if placement.ShardOf(k, w.opt.Shards) == i {
+					have.From = max(have.From, c.From)
+				}
+			}
+			upTo, ok := below(have)
+			if !ok {
+				break
+			}
+			list = append(list, upTo)
+		}
+		if len(list) == 0 {
+			return 0
+		}
+		if err := w.s.EvictShards(ctx, testBranch, first, list); err != nil {
+			t.Fatal(err)
+		}
+		spec.Shard, spec.From = first, list[0]
+	}
+	if p, _ := w.s.Progress(testBranch); spec.From >= max(p.Horizon, p.Start) && spec.From > 0 {
+		var b bytes.Buffer
+		if l, err := w.s.ExportLayer(ctx, spec, &b); err != nil || l.Lo != spec.From {
+			t.Fatalf("export of what was not evicted, beyond %s: %+v, %v", spec.From, l, err)
+		}
+	}
+	return 1
 }
 
 // chunk is one of those that the history has pages of.
@@ -275,14 +337,16 @@ func TestFleetCrash(t *testing.T) {
 	}
 }
 
-// join acts until a store has got the branch from another one.
+// join is for a store that gets the branch from the first one, which still has all.
 func (x *fleet) join(w *world) {
 	x.t.Helper()
 	for n := 0; !joined(w); n++ {
 		if n > 10_000 {
-			x.t.Fatal("the store has not joined after 10000 acts")
+			x.t.Fatal("the store has not joined after 10000 tries")
 		}
-		x.act()
+		x.nodes[0].step()
+		x.nodes[0].commit()
+		x.tryJoin(w, x.nodes[0])
 	}
 }
 
@@ -337,6 +401,9 @@ func TestImportAhead(t *testing.T) {
 			t.Fatal("no record without anything to store")
 		}
 		b.step()
+		if err := b.w.gathered(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for a.fed < b.fed {
 		a.step()

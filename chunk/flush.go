@@ -62,7 +62,7 @@ func (s *Store) freeze() error {
 	}
 	s.frozen = append(s.frozen, s.active)
 	s.frozenN++
-	s.active = newRun(s.opt.RunBytes)
+	s.active = newRun(s.opt.RunBytes, s.memory)
 	s.publish()
 	s.cond.Broadcast()
 	return nil
@@ -191,9 +191,14 @@ func (s *Store) discard(paths ...string) (err error) {
 	return err
 }
 
-// awaitCompactions holds a new table back while too many lie over each other.
+// awaitCompactions holds a new table back while too many lie over each other and something is done about it. The database compacts by how many lie over one key,
+// which can be few though there are many sublevels: tables like steps of a stair, each over an end of the one before, need no compaction, and none would come.
 func (s *Store) awaitCompactions() error {
-	for s.db.Metrics().Levels[0].Sublevels >= maxSublevels {
+	for {
+		m := s.db.Metrics()
+		if m.Levels[0].Sublevels < int32(s.most) || m.Compact.NumInProgress == 0 {
+			return nil
+		}
 		t := time.NewTimer(retryEvery)
 		select {
 		case <-s.compacted:
@@ -204,7 +209,6 @@ func (s *Store) awaitCompactions() error {
 		}
 		t.Stop()
 	}
-	return nil
 }
 
 // idleLoop lets go of the tables that idle iterators pin whenever a compaction has replaced some.

@@ -109,6 +109,8 @@ func (t *tableWriter) materialise(p *prefix, versions []flat, i int) error {
 	if err == nil && !ok {
 		t.made = -1
 		err = r.page(view, b, p.pageKey(), lsn, t.buf)
+	} else if err == nil && t.s.opt.testForward != nil {
+		t.s.opt.testForward(b, p.pageKey(), lsn, t.buf)
 	}
 	if err != nil {
 		t.made = -1
@@ -132,10 +134,11 @@ func (t *tableWriter) materialise(p *prefix, versions []flat, i int) error {
 }
 
 // forward makes the page of version i from that of version made, which is at hand, and the run's versions in between, as a read would: for a page that
-// changes often the walk down its versions costs more than their redo. ok is false where only a read can tell what lies between: where coverage
-// has changed while the run was filled, where the fork was cut off or copied, where a version is none that always makes a page of the one before.
+// changes often the walk down its versions costs more than their redo. ok is false where only a read can tell what lies between: where coverage has
+// changed while the run was filled, where a second writer went on in it, perhaps beyond where the first one ended, where the fork was cut off or copied, where
+// a version is none that always makes a page of the one before.
 func (t *tableWriter) forward(r *reader, view *view, b *branchState, key pg.PageKey, versions []flat, i int) (ok bool, err error) {
-	if t.made < 0 || len(t.run.cover) > 0 {
+	if t.made < 0 || len(t.run.cover) > 0 || t.run.resumed {
 		return false, nil
 	}
 	made, lsn := versions[t.made].lsn, versions[i].lsn
@@ -152,6 +155,7 @@ func (t *tableWriter) forward(r *reader, view *view, b *branchState, key pg.Page
 	if !size.exists || block >= size.blocks || size.lastShrink() > made {
 		return false, nil
 	}
+	t.fetch(versions[i:t.made])
 	for k := t.made - 1; k >= i; k-- {
 		v := t.run.value(versions[k].value)
 		kind := VersionKind(v[0])

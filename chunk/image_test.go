@@ -3,6 +3,7 @@ package chunk
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync/atomic"
 	"testing"
 
@@ -120,5 +121,54 @@ func TestImagesBehindATruncation(t *testing.T) {
 	}
 	if st := s.Stats(); st.Images != 3 {
 		t.Fatalf("%d images were added, want 3: of the page before the truncation", st.Images)
+	}
+}
+
+// An image that goes on from the one before is the page that a read makes of all versions, whatever happened to the page, its fork and its database in between.
+func TestImagesGoOn(t *testing.T) {
+	rng := rand.New(rand.NewPCG(seedOf(t), 0))
+	var made, wrong atomic.Int64
+	for range 8 {
+		x := newWorld(t, rng)
+		x.close()
+		x.opt.RunBytes = 32<<10 + rng.Int64N(1<<20)
+		x.opt.MaxChain = 1 + rng.IntN(6)
+		x.opt.PageCacheBytes = -1 // it would answer what is tested
+		x.opt.testForward = func(b *branchState, key pg.PageKey, lsn pg.LSN, page pg.Page) {
+			made.Add(1)
+			r, v, err := x.s.view(t.Context(), b)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer r.release()
+			want := make(pg.Page, pg.BlockSize)
+			if err := r.page(v, b, key, lsn, want); err != nil || string(page) != string(want) {
+				if wrong.Add(1) < 4 {
+					t.Errorf("%s at %s: the image is not what a read makes (%v)", key, lsn, err)
+				}
+			}
+		}
+		x.fs = vfs.NewCrashableMem()
+		x.open()
+		for range 2500 {
+			x.step()
+			if rng.IntN(40) == 0 {
+				x.commit()
+			}
+			if rng.IntN(900) == 0 { // WAL comes again, over later versions
+				x.from(x.committed())
+			}
+		}
+		x.commit()
+		if err := x.s.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		x.check()
+		x.compareAt(x.high)
+		x.close()
+	}
+	if made.Load() < 100 {
+		t.Errorf("only %d images went on from another", made.Load())
 	}
 }

@@ -52,9 +52,21 @@ type Layer struct {
 	Delta  bool
 	Lo, Hi pg.LSN
 
-	Pins []pg.LSN `json:",omitempty"` // LSNs below Lo that a base layer serves, too: what branches that forked off need
+	Pins   []pg.LSN    `json:",omitempty"` // LSNs below Lo that a base layer serves, too: what branches that forked off need
+	Copies []LayerCopy `json:",omitempty"` // and those that it serves for the pages of one directory: what copies of databases need
 
 	Progress *Progress `json:",omitempty"` // small only: as of Hi
+}
+
+// LayerCopy is the LSN just before a database directory was copied.
+type LayerCopy struct {
+	Spc, DB uint32
+	At      pg.LSN
+}
+
+// Serves tells whether a base layer has all that a read of a page at an LSN needs of it.
+func (l *Layer) Serves(key pg.PageKey, at pg.LSN) bool {
+	return !l.Delta && at <= l.Hi && (at >= l.Lo || slices.Contains(l.Pins, at) || slices.Contains(l.Copies, LayerCopy{key.Spc, key.DB, at}))
 }
 
 // LayerSpec says what is to be exported.
@@ -123,6 +135,9 @@ func (s *Store) ExportLayer(ctx context.Context, spec LayerSpec, w io.Writer) (L
 				l.Pins = append(l.Pins, at)
 			}
 		}
+		if l.Copies, err = x.allCopies(l.Lo); err != nil {
+			return l, fmt.Errorf("export of %s: %w", l.what(), err)
+		}
 	}
 	lo, hi := shardRange(spec.Branch, spec.Shard)
 	if spec.Chunk != nil {
@@ -131,6 +146,30 @@ func (s *Store) ExportLayer(ctx context.Context, spec LayerSpec, w io.Writer) (L
 	x.begin(w, &l)
 	x.walk(lo, hi)
 	return l, x.end()
+}
+
+// allCopies lists where directories were copied at or below an LSN.
+func (x *exporter) allCopies(below pg.LSN) (list []LayerCopy, err error) {
+	var dirs [][2]uint32
+	lo, hi := branchRange(classCopy, x.branch)
+	if err := x.r.each(lo, hi, ^pg.LSN(0), func(p *prefix, _ version) error {
+		dirs = append(dirs, [2]uint32{p.num(0), p.num(1)})
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	for _, d := range dirs {
+		copies, err := x.r.copies(x.branch, d[0], d[1])
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range copies {
+			if c-1 < below {
+				list = append(list, LayerCopy{d[0], d[1], c - 1})
+			}
+		}
+	}
+	return list, nil
 }
 
 func (l *Layer) what() string {
@@ -173,6 +212,7 @@ func (s *Store) ExportSmall(ctx context.Context, branch uint32, from, to pg.LSN,
 	if p.Unproven > l.Hi {
 		p.Unproven, p.UnprovenReason = 0, ""
 	}
+	p.Copied = 0 // it says of this store how the branch came here
 	l.Progress = &p
 	if l.Lo > l.Hi {
 		return l, fmt.Errorf("export of %s: it would reach from %s to %s", l.what(), l.Lo, l.Hi)
@@ -197,6 +237,7 @@ type exporter struct {
 	r        *reader
 	it       *pebble.Iterator // finds the objects; r walks their versions
 	cover    *cover
+	branch   uint32
 	progress Progress
 	hi       pg.LSN
 
@@ -247,7 +288,7 @@ func (s *Store) export(ctx context.Context, branch uint32, to, after pg.LSN) (*e
 			return nil, err
 		}
 		if b.cover.Load() == v.cover {
-			return &exporter{s: s, ctx: ctx, r: r, it: it, cover: v.cover, progress: p, hi: hi}, nil
+			return &exporter{s: s, ctx: ctx, r: r, it: it, cover: v.cover, branch: branch, progress: p, hi: hi}, nil
 		}
 		it.Close()
 		r.release()

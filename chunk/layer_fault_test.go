@@ -142,3 +142,90 @@ func complete(w *world) bool {
 	}
 	return true
 }
+
+// Wherever what is small of a branch is cut off by a crash, nothing of it is left, or all is there with where its WAL begins; it can be brought again.
+func TestImportSmallKilled(t *testing.T) {
+	rng := rand.New(rand.NewPCG(seedOf(t), 25))
+	x := newFleet(t, rng, 1)
+	first, ctx := x.nodes[0], context.Background()
+	for range 150 {
+		first.step()
+	}
+	first.commit()
+	var small bytes.Buffer
+	if _, err := first.s.ExportSmall(ctx, testBranch, 0, 0, &small); err != nil {
+		t.Fatal(err)
+	}
+	whole, none := 0, 0
+	for target, ended := 1, false; !ended; target += 1 + rng.IntN(2) {
+		fs, calls := vfs.NewCrashableMem(), 0
+		var clone *vfs.MemFS
+		counting := false
+		lock := make(chan struct{}, 1)
+		opt := testOptions(fs)
+		opt.FS = errorfs.Wrap(fs, errorfs.InjectorFunc(func(errorfs.Op) error {
+			lock <- struct{}{}
+			defer func() { <-lock }()
+			if counting {
+				if calls++; calls == target {
+					clone = fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng})
+				}
+			}
+			return nil
+		}))
+		s, err := Open(opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		count := func(on bool) {
+			lock <- struct{}{}
+			counting = on
+			<-lock
+		}
+		count(true)
+		if _, err := s.ImportSmall(ctx, testBranch, bytes.NewReader(small.Bytes())); err != nil {
+			t.Fatal(err)
+		}
+		count(false)
+		if ended = clone == nil; ended {
+			clone = fs.CrashClone(vfs.CrashCloneCfg{})
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		w := &world{t: t, rng: rng, fs: clone, m: first.m, g: first.g}
+		w.opt = testOptions(clone)
+		if w.s, err = Open(w.opt); err != nil {
+			t.Fatal(err)
+		}
+		check(t, w.s, nil)
+		switch joined(w) {
+		case true:
+			whole++
+		case false:
+			if ended {
+				t.Error("a branch that was imported is gone after a crash")
+			}
+			none++
+			if _, err := w.s.ImportSmall(ctx, testBranch, bytes.NewReader(small.Bytes())); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if p, _ := w.s.Progress(testBranch); p.Copied == 0 || p.Copied != p.Resume {
+			t.Errorf("killed at call %d: the branch was copied at %s and resumes at %s", target, p.Copied, p.Resume)
+		}
+		w.resume()
+		w.compareMeta(w.high)
+		w.step()
+		w.commit()
+		if p, _ := w.s.Progress(testBranch); p.Copied == 0 || p.Copied == p.Resume {
+			t.Errorf("the branch was copied at %s and resumes at %s", p.Copied, p.Resume)
+		}
+		w.close()
+	}
+	t.Logf("%d times the branch was there, %d times nothing", whole, none)
+	if whole == 0 || none == 0 {
+		t.Error("the kills hit one side only")
+	}
+	first.close()
+}

@@ -181,7 +181,7 @@ func (f *LayerFile) PageVersions(ctx context.Context, key pg.PageKey, at pg.LSN)
 	}
 	p := chunks{f.SegmentBlocks, f.Shards}.pagePrefix(f.Branch, key)
 	i := sort.Search(len(f.parts), func(i int) bool { return bytes.Compare(f.parts[i].Last, p[:]) >= 0 })
-	based = !f.Delta && at >= f.Lo
+	based = f.Serves(key, at)
 	if i == len(f.parts) || bytes.Compare(f.parts[i].First, p[:]) > 0 {
 		return nil, based, nil
 	}

@@ -2,6 +2,7 @@ package chunk
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -29,7 +30,7 @@ type Import struct {
 	s      *Store
 	b      *branchState
 	l      Layer  // branch, shard, chunk or small; Lo and Hi of what was added
-	shrunk uint64 // branchState.shrunk when it began
+	shrunk uint64 // branchState.shrunk of the shard when it began
 	resume pg.LSN // from where WAL is read again after a crash, at the earliest
 	parts  int
 	last   prefix // of the layer that is being added
@@ -47,9 +48,8 @@ func (s *Store) Import(branch uint32, shard placement.Shard, chunk *placement.Ch
 		return nil, err
 	}
 	im := &Import{s: s, b: s.branch(branch), l: Layer{Branch: branch, Shard: shard, Chunk: chunk}}
-	im.shrunk = im.b.shrunk.Load()
-	if im.b.current() == nil {
-		return nil, fmt.Errorf("import of %s: %w", im.l.what(), ErrNoBranch)
+	if err := im.begin(); err != nil {
+		return nil, fmt.Errorf("import of %s: %w", im.l.what(), err)
 	}
 	// What Own has said must be durable, lest it come to the tables after what is said here.
 	if err := s.flush(true); err != nil {
@@ -61,6 +61,25 @@ func (s *Store) Import(branch uint32, shard placement.Shard, chunk *placement.Ch
 	durable, _ := s.Durable(branch)
 	im.resume = durable.Resume
 	return im, nil
+}
+
+// begin takes note of what is being given up, or was before.
+func (im *Import) begin() error {
+	s := im.s
+	s.covering.Lock()
+	defer s.covering.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	im.shrunk = im.b.shrunk[im.l.Shard]
+	switch {
+	case s.closing:
+		return ErrClosed
+	case im.b.current() == nil:
+		return ErrNoBranch
+	case s.dropping[shardOf{im.l.Branch, im.l.Shard}]:
+		return fmt.Errorf("something of its shard is just being given up: %w", ErrBusy)
+	}
+	return nil
 }
 
 // have is what the store has of what is imported.
@@ -270,23 +289,84 @@ func (im *Import) tables(ctx context.Context, l Layer, in *bufio.Reader) error {
 	}
 }
 
-// table takes one table into the store.
+// AddFile takes the next layer, one of the whole shard that lies where it is read at random, into the import of a chunk: those of its tables that the chunk is in.
+// read gives the bytes of one.
+func (im *Import) AddFile(ctx context.Context, f *LayerFile, read func(offset, length int64) io.ReadCloser) error {
+	if im.err != nil {
+		return im.err
+	}
+	l := f.Layer
+	err := errors.New("it is not of a chunk, or the layer is not of a shard")
+	if im.l.Chunk != nil && l.Chunk == nil {
+		l.Chunk = im.l.Chunk
+		err = im.accept(l)
+	}
+	if err == nil {
+		im.last = prefix{}
+		im.parts++
+		im.l.Hi = max(im.l.Hi, l.Hi)
+		lo, hi := im.s.chunkRange(im.l.Branch, *im.l.Chunk)
+		for _, p := range f.partsOf(*im.l.Chunk) {
+			in := read(p.Offset, p.Length)
+			_, err = im.take(ctx, &trimmer{im: im, l: l, lo: lo[:], hi: hi[:]}, p.Length, in, func() error { return nil })
+			if err = errors.Join(err, in.Close()); err != nil {
+				break
+			}
+		}
+	}
+	if err != nil {
+		im.err = fmt.Errorf("import of %s: %w", im.l.what(), err)
+	}
+	return im.err
+}
+
+// partsOf are the tables that a chunk may be in.
+func (f *LayerFile) partsOf(chunk placement.Chunk) (list []layerPart) {
+	lo, hi := chunks{f.SegmentBlocks, f.Shards}.chunkRange(f.Branch, chunk)
+	for _, p := range f.parts {
+		if bytes.Compare(p.Last, lo[:]) >= 0 && bytes.Compare(p.First, hi[:]) < 0 {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// ChunkBytes is how many bytes of the layer are to be read for a chunk.
+func (f *LayerFile) ChunkBytes(chunk placement.Chunk) (n int64) {
+	for _, p := range f.partsOf(chunk) {
+		n += p.Length
+	}
+	return n
+}
+
+// table takes one table of a layer's stream.
 func (im *Import) table(ctx context.Context, l Layer, in *bufio.Reader) (versions uint64, err error) {
-	s := im.s
-	name := s.fs.PathJoin(s.opt.Dir, ingestDir, fmt.Sprintf("layer-%d", s.imports.Add(1)))
-	defer func() { err = errors.Join(err, s.discard(name+".in"), s.discard(name+".sst")) }()
-	size, err := s.spool(ctx, name+".in", in)
+	n, err := readLength(in, maxTableBytes)
 	if err != nil {
 		return 0, err
 	}
-	tag, err := in.ReadByte()
-	if err != nil {
-		return 0, truncated(err)
+	t := &trimmer{im: im, l: l}
+	return im.take(ctx, t, int64(n), in, func() error {
+		tag, err := in.ReadByte()
+		t.whole = tag == tagWhole
+		return truncated(err)
+	})
+}
+
+// take takes one table of size bytes into the store. read is called once it was read.
+func (im *Import) take(ctx context.Context, t *trimmer, size int64, in io.Reader, read func() error) (versions uint64, err error) {
+	s := im.s
+	name := s.fs.PathJoin(s.opt.Dir, ingestDir, fmt.Sprintf("layer-%d", s.imports.Add(1)))
+	defer func() { err = errors.Join(err, s.discard(name+".in"), s.discard(name+".sst")) }()
+	if err := s.spool(ctx, name+".in", in, size); err != nil {
+		return 0, err
+	}
+	if err := read(); err != nil {
+		return 0, err
 	}
 	if err := s.spare.room(2 * size); err != nil {
 		return 0, fmt.Errorf("%w: %w", ErrFull, err)
 	}
-	t := trimmer{im: im, l: l, whole: tag == tagWhole}
 	if err := t.run(ctx, name+".in", name+".sst"); err != nil {
 		return t.versions, err
 	}
@@ -301,32 +381,29 @@ func (im *Import) table(ctx context.Context, l Layer, in *bufio.Reader) (version
 }
 
 // spool writes a table to a file.
-func (s *Store) spool(ctx context.Context, path string, in *bufio.Reader) (size int64, err error) {
+func (s *Store) spool(ctx context.Context, path string, in io.Reader, size int64) (err error) {
 	f, err := s.fs.Create(path, vfs.WriteCategoryUnspecified)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	n, err := readLength(in, maxTableBytes)
-	if err != nil {
-		return 0, err
-	}
-	for size < int64(n) {
+	for size > 0 {
 		if err := ctx.Err(); err != nil {
-			return size, err
+			return err
 		}
-		k, err := io.CopyN(f, in, min(1<<20, int64(n)-size))
-		if size += k; err != nil {
-			return size, truncated(err)
+		k, err := io.CopyN(f, in, min(1<<20, size))
+		if size -= k; err != nil {
+			return truncated(err)
 		}
 	}
-	return size, nil
+	return nil
 }
 
 // trimmer writes what a store lacks of one table of a layer into a table of its own.
 type trimmer struct {
 	im       *Import
 	l        Layer
+	lo, hi   []byte // only what lies between; nil: all
 	whole    bool
 	versions uint64
 	kept     uint64
@@ -349,7 +426,7 @@ func (t *trimmer) run(ctx context.Context, from, to string) (err error) {
 	}
 	w := s.newTable(&tableFile{f: f})
 	pairs := pairWriter{set: w.Set}
-	err = eachVersion(in, nil, nil, func(p *prefix, lsn pg.LSN, sealed []byte) error {
+	err = eachVersion(in, t.lo, t.hi, func(p *prefix, lsn pg.LSN, sealed []byte) error {
 		return errors.Join(t.version(&pairs, p, lsn, sealed), ctx.Err())
 	})
 	if err == nil {
@@ -521,7 +598,7 @@ func (im *Import) commit(path string, versions uint64, change func(n *cover, cha
 				return fmt.Errorf("%w: the layer has not what the branch needs that forked off at %s", ErrNotHere, at)
 			}
 		}
-		if !im.have(old).Owned || b.shrunk.Load() != im.shrunk || b.current() == nil {
+		if !im.have(old).Owned || b.shrunk[im.l.Shard] != im.shrunk || b.current() == nil {
 			return fmt.Errorf("%w: shards or chunks were given up meanwhile: import it again", ErrNotHere)
 		}
 		changed := map[coverKey]bool{}
@@ -586,7 +663,7 @@ func (im *Import) finishSmall() error {
 		}
 	}
 	p := *im.progress
-	p.Note = slices.Clone(p.Note)
+	p.Note, p.Copied = slices.Clone(p.Note), p.Resume
 	bp := branchProgress{b: b, p: &p, high: p.Readable}
 	v, err := bp.encode()
 	if err != nil {
@@ -618,5 +695,6 @@ func (im *Import) finishSmall() error {
 	s.relate(im.l.Branch, &p)
 	b.progress.Store(&p)
 	b.wake(false)
+	im.progress = &p
 	return nil
 }

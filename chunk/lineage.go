@@ -80,7 +80,7 @@ func (s *Store) Fork(parent, child uint32, at pg.LSN) error {
 	}
 	n := *p
 	n.Parent, n.Fork, n.Readable, n.Resume = parent, at, at, at
-	n.Horizon, n.Pins = 0, nil
+	n.Horizon, n.Pins, n.Copied = 0, nil, 0
 	if n.Consistent > at {
 		n.Consistent = 0
 	}

@@ -4,15 +4,8 @@ import (
 	"context"
 	"errors"
 
-	"everpage/cluster/placement"
 	"everpage/wal/pg"
 )
-
-// chunkOf is a chunk of a branch.
-type chunkOf struct {
-	branch uint32
-	chunk  placement.Chunk
-}
 
 // mend makes a page once more with the source's versions where the read met something corrupt: all of its versions that a read needs, or, where the source
 // does not reach so far up, those from the corrupt one down. The read's own outcome stands where there is no source, or where that can't help: then it is an
@@ -22,9 +15,7 @@ func (s *Store) mend(ctx context.Context, b *branchState, key pg.PageKey, at pg.
 	if !errors.As(err, &corrupt) {
 		return version, err
 	}
-	if _, known := s.decayed.LoadOrStore(chunkOf{b.num, placement.ChunkOf(key, s.opt.SegmentBlocks)}, struct{}{}); !known {
-		s.log.Error("what is stored of a chunk is corrupt; its pages are read from other places, where they are", "page", key.String(), "branch", b.num, "err", err)
-	}
+	s.decay(corrupt)
 	errs := []error{err}
 	limits := []pg.LSN{^pg.LSN(0)}
 	if corrupt.LSN < at {

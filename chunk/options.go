@@ -21,11 +21,12 @@ type Options struct {
 	PageCacheBytes int64  // of pages as they were read, kept for the next read; 48 MiB, negative for none
 	DepthBytes     int64  // of the table that knows how many deltas lie over a page's last image; 16 MiB
 	ReserveBytes   int64  // of disk space kept back for the database's own needs when the disk is full; 32 MiB, negative for none
+	DiskBytes      int64  // that the directory is to fit into: compactions, which take space beside what they replace, are kept small enough for it. 0: they are not
 	QueueBytes     int64  // of tables that are kept for the backup until Release; the oldest are given up beyond that. 0: none are kept
 	SegmentBlocks  uint32 // blocks in one chunk of a relation fork; pg.SegmentBlocks. A store keeps the number that it was made with
 	Shards         uint32 // that chunks hash into; placement.DefaultShards, at most MaxShards. A store keeps the number that it was made with
-	MaxChain       int    // deltas over an image before another image is added; 200, as an image takes the bytes of a hundred short deltas
-	MaxChainBytes  int    // bytes of deltas over an image before another image is added; 16 KiB
+	MaxChain       int    // deltas over an image before another image is added; 400, whose redo takes about 30 µs. Shorter chains make ingest slower, which pays for each image with a read
+	MaxChainBytes  int    // bytes of deltas over an image before another image is added; 32 KiB
 	// Checksum computes pd_checksum for the pages of branches whose Progress says DataChecksums (pg.Checksum). nil: a read of such a branch fails.
 	Checksum func(page pg.Page, block pg.BlockNumber) uint16
 	// Fatal is called where the database can't go on, as when its manifest can't be written; it must end the process. What was committed is
@@ -34,6 +35,8 @@ type Options struct {
 
 	testCompression *block.CompressionProfile
 	testBlockSize   int
+	testBatch       int // versions in a writer's full batch
+	testForward     func(b *branchState, key pg.PageKey, lsn pg.LSN, page pg.Page)
 }
 
 // Redoer changes page, which holds the version before, into the version that delta makes, and sets its LSN.
@@ -83,6 +86,9 @@ type Progress struct {
 	// See Store.Collect.
 	Horizon pg.LSN   `json:",omitempty"`
 	Pins    []pg.LSN `json:",omitempty"`
+
+	// Copied is the Resume with which the branch came from another store (Store.ImportSmall): nothing of its WAL before that was relied on here. 0: it did not.
+	Copied pg.LSN `json:",omitempty"`
 
 	Timeline      pg.TimelineID
 	DataChecksums bool // pages are read with pd_checksum set

@@ -3,7 +3,6 @@ package chunk
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 
 	"everpage/wal/pg"
 )
@@ -90,7 +89,7 @@ func (w *pairWriter) finish() error {
 	sum := uint32(0)
 	for i, lsn := range w.lsns {
 		w.buf = append(w.buf, byte(lsn>>16), byte(lsn>>8), byte(lsn), byte(w.ends[i]>>8), byte(w.ends[i]))
-		sum = crc32.Update(sum, castagnoli, w.buf[len(w.buf)-packEntry:len(w.buf)-2])
+		sum = pg.CRC32C(sum, w.buf[len(w.buf)-packEntry:len(w.buf)-2])
 	}
 	w.buf = binary.BigEndian.AppendUint16(w.buf, uint16(n))
 	key = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint16(key, uint16(n)), sum)
@@ -100,7 +99,7 @@ func (w *pairWriter) finish() error {
 }
 
 func packSum(key, directory []byte) uint32 {
-	return crc32.Update(crc32.Update(0, castagnoli, key), castagnoli, directory)
+	return pg.CRC32C(pg.CRC32C(0, key), directory)
 }
 
 // pack is a stored pair opened: versions 0 to n-1, newest first. It refers to the pair's value.

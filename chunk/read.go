@@ -168,7 +168,7 @@ func (r *reader) page(view view, b *branchState, key pg.PageKey, at pg.LSN, dst 
 		if r.version = own; done {
 			err := r.apply(b, dst)
 			if err != nil {
-				r.s.broken.add(b.num, asked)
+				r.s.addBroken(b.num, asked)
 			}
 			return err
 		}
@@ -180,8 +180,8 @@ func (r *reader) page(view view, b *branchState, key pg.PageKey, at pg.LSN, dst 
 // chain collects key's deltas down to their base, which it puts into dst. copied tells that another database was made as a copy of key's at LSN at. done is false if the base lies in another database, at next just before a copy.
 func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, copied bool, dst pg.Page) (next pg.PageKey, lsn pg.LSN, done bool, err error) {
 	fork, block := forkOf(key)
-	line, up := b.num, view.up // the branch that the walk is in, and those that it may go on in
-	cover := view.cover
+	line, up := b.num, view.up   // the branch that the walk is in, and those that it may go on in
+	cover, top := view.cover, at // of line; top: versions beyond it are none of this branch's
 	for len(up) > 0 && at <= up[0].at {
 		line, cover, up = up[0].b.num, up[0].cover, up[1:]
 	}
@@ -242,7 +242,7 @@ func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, cop
 		if beyond {
 			if ok = false; limit > floor.lsn {
 				fetched, err = r.fetch(view, line, key, have, limit, at)
-				if h := r.s.horizon(line); err != nil && h > limit && h <= at {
+				if h := min(r.s.horizon(line), top); err != nil && h > limit {
 					// Who has it may have collected up to the horizon. Then what is here itself of that is of no use.
 					if fetched, err = r.fetch(view, line, key, have, h, at); err == nil {
 						for n := len(r.stack); n > 0 && r.stack[n-1].lsn <= h; n = len(r.stack) {
@@ -265,7 +265,7 @@ func (r *reader) chain(view view, b *branchState, key pg.PageKey, at pg.LSN, cop
 				resolved = true
 			}
 			if up[0].at > floor.lsn {
-				prev = up[0].at
+				prev, top = up[0].at, up[0].at
 				line, cover, up = up[0].b.num, up[0].cover, up[1:]
 				if have, _ = r.s.coverageOf(cover, key); !have.Owned {
 					return next, 0, false, &NotHereError{Branch: line, Key: key, Shard: r.s.shard(key), At: prev, Have: have}

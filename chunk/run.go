@@ -14,6 +14,8 @@ import (
 //
 // For each branch LSNs never decrease within a run: a writer that goes back gets a new run. So an object's entries are a stack in LSN order.
 type run struct {
+	mem          *runMemory
+	states       int // that it is part of; under iterators.mu
 	pages, small table
 	entries      [maxEntrySlabs]*[entrySlab]entry
 	nentries     uint32
@@ -27,6 +29,7 @@ type run struct {
 	// overlapping is set before the first entry that is not newer than everything in older runs and tables of its branch: then readers must
 	// look into all of them, else they may stop at the first base that they meet.
 	overlapping atomic.Bool
+	resumed     bool             // a second writer of a branch went on: other versions may lie between those of the first and its own
 	progress    []branchProgress // set when the run is frozen
 	cover       []pair           // coverage that has changed, in key order; set when the run is frozen
 }
@@ -79,11 +82,11 @@ type table struct {
 	n       atomic.Uint32
 }
 
-func newRun(runBytes int64) *run {
-	r := &run{slabBytes: int(min(1<<20, max(runBytes/4, 32<<10)))}
+func newRun(runBytes int64, mem *runMemory) *run {
+	r := &run{mem: mem, slabBytes: int(min(1<<20, max(runBytes/4, 32<<10)))}
 	n := 1 << max(6, bits.Len64(uint64(runBytes/256)))
-	r.pages.buckets = make([]atomic.Uint32, n)
-	r.small.buckets = make([]atomic.Uint32, max(64, n/2))
+	r.pages.buckets = mem.bucket(n)
+	r.small.buckets = mem.bucket(max(64, n/2))
 	return r
 }
 
@@ -120,7 +123,7 @@ func (r *run) alloc(n int) (buf []byte, ref valueRef) {
 			r.size.Add(int64(n))
 			return r.slabs[r.nslabs-1], valueRef(r.nslabs-1)<<48 | valueRef(n)
 		}
-		r.slabs[r.nslabs] = make([]byte, r.slabBytes)
+		r.slabs[r.nslabs] = r.mem.value(r.slabBytes)
 		r.free, r.filling = r.slabs[r.nslabs], r.nslabs
 		r.nslabs++
 	}
@@ -151,24 +154,24 @@ func (t *table) find(p *prefix, h uint64) (*node, uint32) {
 	return nil, 0
 }
 
-// push adds the newest version of an object. kind is below 32.
-func (r *run) push(p *prefix, kind uint8, lsn pg.LSN, ref valueRef) {
+// push adds the newest version of an object, whose prefix has the hash h. kind is below 32.
+func (r *run) push(p *prefix, h uint64, kind uint8, lsn pg.LSN, ref valueRef) {
 	t := r.table(p)
-	h := p.hash()
 	n, number := t.find(p, h)
 	fresh := n == nil
 	if fresh {
 		k := t.n.Load()
 		number = k + 1
 		if t.nodes[k/nodeSlab] == nil {
-			t.nodes[k/nodeSlab] = new([nodeSlab]node)
+			t.nodes[k/nodeSlab] = r.mem.node()
 		}
 		n = &t.nodes[k/nodeSlab][k%nodeSlab]
-		n.prefix = *p
+		n.prefix, n.count, n.lane = *p, 0, 0
+		n.head.Store(0)
 	}
 	i := r.nentries
 	if r.entries[i/entrySlab] == nil {
-		r.entries[i/entrySlab] = new([entrySlab]entry)
+		r.entries[i/entrySlab] = r.mem.entry()
 	}
 	r.nentries++
 	e := &r.entries[i/entrySlab][i%entrySlab]

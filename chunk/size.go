@@ -21,13 +21,27 @@ func (r *reader) sizeAt(branch uint32, fork pg.RelFork, lsn pg.LSN) (e sizeEntry
 }
 
 // floor finds, from a fork's size entry e, the newest shrink at or before it that cut block off. ok is false if there is none: then every version
-// counts. A copy cuts off everything; a block that the copied fork had goes on in source just before the copy.
+// counts. A copy cuts off everything; a block that the copied fork had goes on in source just before the copy. Of what was collected some entries of the list
+// are missing: newer ones cut off what these did.
 func (r *reader) floor(branch uint32, fork pg.RelFork, e sizeEntry, block uint32) (f sizeEntry, ok bool, err error) {
 	for at := e.lastShrink(); at != 0; at = e.link {
 		if e.lsn != at {
 			if e, err = r.sizeAt(branch, fork, at); err != nil {
 				return f, false, err
 			}
+		}
+		if e.lsn < at && r.s.collected(branch, at) {
+			if e.lsn == 0 {
+				return f, false, nil
+			}
+			if !e.shrinks() {
+				if e.link >= e.lsn {
+					p := sizePrefix(branch, fork)
+					return f, false, r.corrupt(&p, e.lsn, errShape)
+				}
+				continue
+			}
+			at = e.lsn
 		}
 		if e.lsn != at || !e.shrinks() || e.link >= at {
 			p := sizePrefix(branch, fork)
@@ -38,6 +52,15 @@ func (r *reader) floor(branch uint32, fork pg.RelFork, e sizeEntry, block uint32
 		}
 	}
 	return f, false, nil
+}
+
+// collected tells whether a branch's entries at an LSN were collected, those that no read needs.
+func (s *Store) collected(branch uint32, at pg.LSN) bool {
+	p := s.branch(branch).current()
+	for p != nil && p.Fork != 0 && at <= p.Fork {
+		p = s.branch(p.Parent).current()
+	}
+	return p != nil && at <= p.Horizon
 }
 
 // currentSize answers from the writer's own state, if that is old enough to be what lsn sees.
@@ -107,6 +130,38 @@ func (s *Store) forks(ctx context.Context, branch uint32, at pg.LSN, lo, hi pref
 			return nil
 		}
 		return fn(p.pageKey().RelFork, e.blocks)
+	})
+}
+
+// ForkState is what the newest entry of a fork's size history says.
+type ForkState struct {
+	Fork   pg.RelFork // an SLRU segment's: tablespace 0, database = the SLRU, relation = the segment
+	LSN    pg.LSN
+	Exists bool
+	Blocks uint32
+	Shrunk pg.LSN // the latest truncation, drop or copy; 0: none
+}
+
+// Forks calls fn for every fork and SLRU segment of which something is known at an LSN, those that are gone too, in order.
+func (s *Store) Forks(ctx context.Context, branch uint32, at pg.LSN, fn func(f ForkState) error) error {
+	b, _, err := s.open(branch, at)
+	if err != nil {
+		return err
+	}
+	r, err := s.readerAt(b, at)
+	if err != nil {
+		return err
+	}
+	defer r.release()
+	return r.each(makePrefix(classSize, branch, 0, 0, 0, 0, 0), makePrefix(classSize, branch+1, 0, 0, 0, 0, 0), at, func(p *prefix, v version) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		e, err := getSize(v.lsn, v.value)
+		if err != nil {
+			return r.corrupt(p, v.lsn, err)
+		}
+		return fn(ForkState{p.pageKey().RelFork, e.lsn, e.exists, e.blocks, e.lastShrink()})
 	})
 }
 

@@ -34,7 +34,7 @@ const (
 // table doesn't wait until a whole run was filled.
 const earlyRuns = 2
 
-// maxSublevels is how many overlapping tables may lie on top of the database before new ones wait for compactions.
+// maxSublevels is how many overlapping tables may lie on top of the database before new ones wait for compactions. Half as many are compacted.
 const maxSublevels = 40
 
 // Store is an open version store. Its methods may be called from any goroutine.
@@ -47,10 +47,12 @@ type Store struct {
 	dbOpt  *pebble.Options
 	lock   io.Closer
 	spare  spareSpace
+	most   int // tables that may lie over each other on top: maxSublevels, or as many as Options.DiskBytes allows
 	cache  *pageCache
 	depths *depthTable
 	broken brokenPages
 	order  ordered // the flusher's
+	memory *runMemory
 
 	ids      atomic.Uint64
 	branches sync.Map // uint32 → *branchState
@@ -86,7 +88,7 @@ type Store struct {
 	images    atomic.Uint64
 	fetched   atomic.Uint64
 	mended    atomic.Uint64
-	decayed   sync.Map // placement.Chunk of branches → struct{}: those of which something corrupt was read
+	decayed   sync.Map // shardOf → struct{}: those of which something corrupt was read
 	lineage   atomic.Pointer[lineage]
 	source    atomic.Pointer[sourceBox]
 }
@@ -110,7 +112,7 @@ func (o *Options) defaults() error {
 		}
 		*v = max(*v, 0)
 	}
-	set(&o.CacheBytes, 80<<20)
+	set(&o.CacheBytes, 56<<20)
 	set(&o.RunBytes, 32<<20)
 	set(&o.PageCacheBytes, 48<<20)
 	set(&o.DepthBytes, 16<<20)
@@ -128,10 +130,10 @@ func (o *Options) defaults() error {
 		return fmt.Errorf("open store: Options.Shards is %d, want at most %d", o.Shards, MaxShards)
 	}
 	if o.MaxChain <= 0 {
-		o.MaxChain = 200
+		o.MaxChain = 400
 	}
 	if o.MaxChainBytes <= 0 {
-		o.MaxChainBytes = 16 << 10
+		o.MaxChainBytes = 32 << 10
 	}
 	if o.Fatal == nil {
 		o.Fatal = func(msg string) { panic("everpage store: " + msg) }
@@ -151,13 +153,14 @@ func Open(opt Options) (*Store, error) {
 		log:       opt.Logger,
 		cache:     newPageCache(opt.PageCacheBytes),
 		depths:    newDepthTable(opt.DepthBytes),
-		active:    newRun(opt.RunBytes),
+		memory:    newRunMemory(opt.RunBytes),
 		retry:     make(chan struct{}, 1),
 		compacted: make(chan struct{}, 1),
 		replaced:  make(chan struct{}, 1),
 		quit:      make(chan struct{}),
 		dropping:  map[shardOf]bool{},
 	}
+	s.active = newRun(opt.RunBytes, s.memory)
 	s.cond = sync.NewCond(&s.mu)
 	s.lineage.Store(&lineage{})
 	s.spare = spareSpace{fs: opt.FS, dir: opt.Dir, bytes: opt.ReserveBytes, log: opt.Logger}
@@ -201,12 +204,17 @@ func Open(opt Options) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open store: %w", err), s.db.Close())
 	}
 	s.publish()
-	if err := s.loadBranches(); err != nil {
+	err = s.loadBranches()
+	if err == nil { // else a branch whose progress can't be read would be taken for one that nothing was committed to
+		err = s.sweep()
+	}
+	if err != nil {
 		s.dropIdle(true)
 		s.db.Close()
 		s.dbOpt.Cache.Unref()
 		return nil, fmt.Errorf("open store %s: %w", opt.Dir, err)
 	}
+	s.loadBroken()
 	ok = true
 	s.flusher.Add(2)
 	go s.flushLoop()
@@ -237,6 +245,7 @@ func (s *Store) Close() error {
 	s.flusher.Wait()
 	s.dropIdle(true)
 	s.readers.Wait()
+	s.saveBroken()
 	err = errors.Join(err, s.db.Close())
 	s.dbOpt.Cache.Unref()
 	return errors.Join(err, s.lock.Close())
@@ -249,7 +258,7 @@ func (s *Store) publish() {
 	for i := len(s.frozen) - 1; i >= 0; i-- {
 		st.runs = append(st.runs, s.frozen[i])
 	}
-	s.state.Store(st)
+	s.succeed(st)
 }
 
 func (s *Store) pebbleOptions() *pebble.Options {
@@ -262,8 +271,8 @@ func (s *Store) pebbleOptions() *pebble.Options {
 		Logger:                      pebbleLog{s},
 		MaxOpenFiles:                500,
 		MemTableSize:                1 << 20,
-		L0CompactionThreshold:       24,   // every compaction into the level below writes that again: rarer ones write less, and bloom filters keep reads from many tables cheap
-		L0StopWritesThreshold:       1000, // runs wait in flushLoop instead
+		L0CompactionThreshold:       maxSublevels, // twice the tables over each other at which they are compacted. Each time the level below is written again: rarer ones write less, and bloom filters keep reads from many tables cheap
+		L0StopWritesThreshold:       1000,         // runs wait in flushLoop instead
 		LBaseMaxBytes:               128 << 20,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 2 },
 		MaxManifestFileSize:         16 << 20,
@@ -301,8 +310,32 @@ func (s *Store) pebbleOptions() *pebble.Options {
 	for i := range o.TargetFileSizes {
 		o.TargetFileSizes[i] = 16 << 20
 	}
+	s.fit(o)
+	s.most = o.L0CompactionThreshold
 	o.EnsureDefaults()
 	return o
+}
+
+// plentyOfDisk is from which Options.DiskBytes on two compactions side by side don't matter.
+const plentyOfDisk = 16 << 30
+
+// fit makes compactions so small that what one writes, while all that it replaces is still there, takes about a quarter of Options.DiskBytes at most: of the tables on
+// top, as of the level that they are merged into, there is less, and what is merged further down is a few tables at a time.
+func (s *Store) fit(o *pebble.Options) {
+	d := s.opt.DiskBytes
+	if d == 0 {
+		return
+	}
+	// The first compactions take all tables on top; these may be twice as many until one ends.
+	o.L0CompactionThreshold = int(min(int64(o.L0CompactionThreshold), max(2*(d/8/s.opt.RunBytes), 4)))
+	o.LBaseMaxBytes = min(o.LBaseMaxBytes, max(d/16, 1<<20))
+	for i := range o.TargetFileSizes {
+		o.TargetFileSizes[i] = min(o.TargetFileSizes[i], max(d/256, 128<<10)) // up to 25 of them are merged at once
+	}
+	o.MaxManifestFileSize = min(o.MaxManifestFileSize, max(d/64, 256<<10))
+	if d < plentyOfDisk {
+		o.CompactionConcurrencyRange = func() (int, int) { return 1, 1 }
+	}
 }
 
 // pebbleLog passes on what matters of the database's own log.
@@ -437,6 +470,7 @@ type Stats struct {
 	Fetched     uint64 // reads that took versions from the source
 	Mended      uint64 // of these, because what is here is corrupt
 	DiskBytes   uint64
+	Passing     uint64 // of these, what compactions write and what they have replaced: it goes by itself
 	Tables      int64
 	CacheHits   int64 // of the block cache
 	CacheMisses int64
@@ -464,6 +498,7 @@ func (s *Store) Stats() Stats {
 	m := s.db.Metrics()
 	s.mu.Unlock()
 	st.DiskBytes = m.DiskSpaceUsage()
+	st.Passing = m.Table.Local.ObsoleteSize + m.Table.Local.ZombieSize + uint64(max(m.Compact.InProgressBytes, 0))
 	st.CacheHits, st.CacheMisses = m.BlockCache.Hits, m.BlockCache.Misses
 	st.ReadAmp, st.Compacting, st.DebtBytes = m.ReadAmp(), m.Compact.NumInProgress, m.Compact.EstimatedDebt
 	t := m.Total()

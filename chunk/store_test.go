@@ -25,7 +25,7 @@ const testBranch = 7
 func testOptions(fs vfs.FS) Options {
 	return Options{
 		Dir: "store", FS: fs, Redoer: toyRedo{}, SegmentBlocks: 16, Shards: 8, RunBytes: 48 << 10, CacheBytes: 4 << 20, PageCacheBytes: 256 << 10,
-		DepthBytes: 512, MaxChain: 5, MaxChainBytes: 1500,
+		DepthBytes: 512, MaxChain: 5, MaxChainBytes: 1500, testBatch: 9,
 	}
 }
 

@@ -232,6 +232,24 @@ type tableWriter struct {
 	swaps []swap
 	buf   pg.Page
 	made  int // the version of the object at hand that buf is; -1: none
+
+	fetched int // values of the run's versions before this one were touched
+	touched byte
+}
+
+// fetchAhead is how many values are touched at once. Values lie in the order in which they came, so that nearly each one that a table takes must come from
+// memory: asked for together, they come together.
+const fetchAhead = 16
+
+// fetch touches the values of versions, so that they are at hand when they are looked at.
+func (t *tableWriter) fetch(versions []flat) {
+	x := t.touched
+	for _, v := range versions {
+		if b := t.run.value(v.value); len(b) > 0 { // what stood twice is not there any more
+			x ^= b[0] ^ b[len(b)-1]
+		}
+	}
+	t.touched = x
 }
 
 // swap is an image that takes the place of version i.
@@ -251,6 +269,10 @@ func (t *tableWriter) objects(o *ordered, from, to int) error {
 		}
 		k := len(t.swaps) - 1
 		for j := range versions {
+			if n := int(o.starts[i]) + j; n >= t.fetched {
+				t.fetched = min(n+fetchAhead, len(o.versions))
+				t.fetch(o.versions[n:t.fetched])
+			}
 			v := t.run.value(versions[j].value)
 			if k >= 0 && t.swaps[k].i == j {
 				v = t.image[t.swaps[k].off:t.swaps[k].end]

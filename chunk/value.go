@@ -14,7 +14,8 @@ import (
 // that turns up under another key is as corrupt as one with a flipped bit.
 const (
 	valueHead = 3
-	valueOver = valueHead + 4
+	valueTail = 4
+	valueOver = valueHead + valueTail
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -25,7 +26,7 @@ var errShape = errors.New("malformed content")
 // seal writes the checksum of v, whose last four bytes are free, under the key.
 func seal(key, v []byte) {
 	n := len(v) - 4
-	binary.LittleEndian.PutUint32(v[n:], crc32.Update(keySum(key), castagnoli, v[:n]))
+	binary.LittleEndian.PutUint32(v[n:], pg.CRC32C(keySum(key), v[:n]))
 }
 
 // keySum is what the CRC of a value starts from: a hash of its key, cheaper than a CRC of so few bytes.
@@ -46,7 +47,7 @@ func keySum(key []byte) uint32 {
 // sealed tells whether v is what seal made for key.
 func sealed(key, v []byte) bool {
 	n := len(v) - 4
-	return n >= valueHead && binary.LittleEndian.Uint32(v[n:]) == crc32.Update(keySum(key), castagnoli, v[:n])
+	return n >= valueHead && binary.LittleEndian.Uint32(v[n:]) == pg.CRC32C(keySum(key), v[:n])
 }
 
 // body is a sealed value's content.

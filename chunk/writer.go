@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -17,7 +18,7 @@ type Writer struct {
 	b      *branchState
 	err    error
 	lsn    pg.LSN // of the last change
-	key    [keyLen]byte
+	high   pg.LSN // what the branch had reached before
 	closed bool
 	cover  *cover // as of the record at lsn
 
@@ -34,6 +35,8 @@ type Writer struct {
 	held    []heldValue
 	heldAt  map[prefix]int
 	heldBuf []byte
+
+	batches
 }
 
 type heldValue struct {
@@ -62,7 +65,10 @@ func (s *Store) Writer(branch uint32) (*Writer, error) {
 	}
 	b.writing = true
 	s.early = earlyRuns
-	return &Writer{s: s, b: b, heldAt: map[prefix]int{}, cover: b.cover.Load()}, nil
+	if b.run == s.active {
+		s.active.resumed = true
+	}
+	return &Writer{s: s, b: b, heldAt: map[prefix]int{}, cover: b.cover.Load(), high: b.high, batches: newBatches()}, nil
 }
 
 // Close gives up the branch. What was not committed is not visible, and must be fed again.
@@ -71,12 +77,10 @@ func (w *Writer) Close() {
 		return
 	}
 	w.closed = true
-	// The size cache must not know what the store does not.
+	w.end()
 	w.b.mu.Lock()
 	for i := range w.held {
-		if p := &w.held[i].p; p.class() == classSize {
-			delete(w.b.sizes, p.pageKey().RelFork)
-		}
+		w.forget(&w.held[i].p)
 	}
 	w.b.mu.Unlock()
 	w.s.mu.Lock()
@@ -84,6 +88,13 @@ func (w *Writer) Close() {
 	w.s.mu.Unlock()
 	if w.err == nil {
 		w.err = ErrClosed
+	}
+}
+
+// forget makes the size cache forget what it knows of an object that is one fork's size. Under branchState.mu.
+func (w *Writer) forget(p *prefix) {
+	if p.class() == classSize {
+		delete(w.b.sizes, p.pageKey().RelFork)
 	}
 }
 
@@ -107,7 +118,7 @@ func (w *Writer) at(lsn pg.LSN) error {
 	w.lsn = lsn
 	w.b.at.Store(uint64(lsn)) // before the look at the coverage: Own relies on it
 	w.cover = w.b.cover.Load()
-	if lsn <= w.b.high {
+	if lsn <= w.high {
 		if w.replay == nil {
 			w.replay = map[pg.RelFork]sizeEntry{}
 			w.memo.clear()
@@ -182,7 +193,22 @@ func (w *Writer) settle() error {
 // put stores one version; fill writes its content.
 func (w *Writer) put(p *prefix, kind uint8, origin Origin, n int, fill func(b []byte)) error {
 	if n > maxValue-valueOver {
-		return w.fail(fmt.Errorf("branch %d: %s at %s has %d bytes, more than the store takes", w.b.num, p, w.lsn, n))
+		return w.fail(fmt.Errorf("branch %d: %s at %s has %d bytes, more than the store takes", w.b.num, p.String(), w.lsn, n)) // p itself would have to live on the heap
+	}
+	if n <= maxGathered {
+		b := w.filling
+		v := b.add(p, kind, w.lsn, valueHead+n)
+		v[0], v[1], v[2] = kind, origin.Rmgr, origin.Info
+		if fill != nil {
+			fill(v[valueHead:])
+		}
+		if b.full(cmp.Or(w.s.opt.testBatch, batchVersions)) {
+			return w.hand()
+		}
+		return nil
+	}
+	if err := w.gathered(); err != nil {
+		return err
 	}
 	w.s.mu.Lock()
 	defer w.s.mu.Unlock()
@@ -192,11 +218,10 @@ func (w *Writer) put(p *prefix, kind uint8, origin Origin, n int, fill func(b []
 	}
 	v, ref := run.alloc(n + valueOver)
 	v[0], v[1], v[2] = kind, origin.Rmgr, origin.Info
-	if fill != nil {
-		fill(v[valueHead : valueHead+n])
-	}
-	seal(p.appendKey(w.key[:0], w.lsn), v)
-	run.push(p, kind, w.lsn, ref)
+	fill(v[valueHead : valueHead+n])
+	var key [keyLen]byte
+	seal(p.appendKey(key[:0], w.lsn), v)
+	run.push(p, p.hash(), kind, w.lsn, ref)
 	return nil
 }
 
@@ -355,6 +380,9 @@ func (w *Writer) Transaction(end redo.TransactionEnd, start, lsn pg.LSN) error {
 	}
 	p := commitPrefix(w.b.num)
 	if !w.hasMaxTime {
+		if err := w.gathered(); err != nil {
+			return err
+		}
 		r, err := w.s.reader()
 		if err != nil {
 			return w.fail(err)
@@ -402,6 +430,9 @@ func (w *Writer) Commit(p Progress) error {
 		return w.err
 	}
 	if err := w.settle(); err != nil {
+		return err
+	}
+	if err := w.gathered(); err != nil {
 		return err
 	}
 	if err := w.s.commit(w.b, p); err != nil {

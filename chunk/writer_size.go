@@ -37,6 +37,9 @@ func (w *Writer) size(fork pg.RelFork) (e sizeEntry, err error) {
 		e, ok = w.b.sizes[fork] // only the writer changes the map
 	}
 	if !ok {
+		if err := w.gathered(); err != nil {
+			return e, err
+		}
 		r, err := w.s.reader()
 		if err != nil {
 			return e, w.fail(err)
@@ -163,6 +166,9 @@ func (w *Writer) Drop(fork pg.RelFork, lsn pg.LSN) error {
 
 // directory lists the forks of a directory, or segments of an SLRU, as they are just before the writer's LSN.
 func (w *Writer) directory(lo, hi prefix, fn func(fork pg.RelFork, e sizeEntry)) error {
+	if err := w.gathered(); err != nil {
+		return err
+	}
 	r, err := w.s.reader()
 	if err != nil {
 		return w.fail(err)
@@ -282,6 +288,9 @@ func (r *reader) copies(branch, spc, db uint32) (list []pg.LSN, err error) {
 
 // metaBefore is a small object's value just before the writer's LSN.
 func (w *Writer) metaBefore(kind redo.MetaKind, id [2]uint32) (value []byte, ok bool, err error) {
+	if err := w.gathered(); err != nil {
+		return nil, false, err
+	}
 	r, err := w.s.reader()
 	if err != nil {
 		return nil, false, w.fail(err)

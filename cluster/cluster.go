@@ -6,6 +6,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -38,8 +39,10 @@ type Config struct {
 	Page   string // where other nodes and clients reach this one
 	Raft   string // host:port to listen on; port 0 is any free one, the same as last time if it can be had
 	Gossip string
-	Join   []string // page addresses of members; empty: a new cluster, where there is none yet
-	Key    []byte   // of the gossip: 16, 24 or 32 bytes, nil: none
+	// Advertise is the host at which other nodes reach Raft and gossip, at the ports listened on, where it isn't the host listened on.
+	Advertise string
+	Join      []string // page addresses of members; empty: a new cluster, where there is none yet
+	Key       []byte   // of the gossip: 16, 24 or 32 bytes, nil: none
 
 	Shards        uint32 // these three act only when the cluster is made
 	SegmentBlocks uint32
@@ -91,7 +94,9 @@ type Cluster struct {
 	raft    *raft.Raft
 	members *members.Members
 	gossip  atomic.Pointer[members.Members] // members, for Raft's own goroutines
-	cached  *State
+	cached  atomic.Pointer[State]           // until the log has come as far
+
+	gathering gathering
 
 	stop  context.CancelFunc
 	group *errgroup.Group
@@ -107,15 +112,18 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 		return nil, err
 	}
 	c.cfg = cfg
-	if c.cached, err = loadCache(cfg.Dir); err != nil {
+	cached, err := loadCache(cfg.Dir)
+	if err != nil {
 		return nil, err
 	}
-	listener, err := listen(cfg.Raft, c.id.Raft)
+	c.cached.Store(cached)
+	c.gathering.wake = make(chan struct{}, 1)
+	listener, err := c.listen(cfg.Raft, c.id.Raft)
 	if err != nil {
 		return nil, fmt.Errorf("raft service: %w; --raft chooses another address", err)
 	}
 	c.raft, err = raft.Start(raft.Options{
-		ID: c.id.ID, Dir: filepath.Join(cfg.Dir, "raft"), Listen: listener, Bootstrap: len(cfg.Join) == 0 && c.id.ClusterID == "", AddressOf: c.raftAddress,
+		ID: c.id.ID, Dir: filepath.Join(cfg.Dir, "raft"), Listen: listener, Advertise: cfg.Advertise, Bootstrap: len(cfg.Join) == 0 && c.id.ClusterID == "", AddressOf: c.raftAddress,
 		Timeout: cfg.RaftTimeout, Logger: cfg.Logger, Cluster: func() string { return c.machine.State().ID },
 	}, c.machine)
 	if err != nil {
@@ -135,17 +143,18 @@ func Start(ctx context.Context, cfg Config) (_ *Cluster, err error) {
 	c.group.Go(func() error { return c.keepCache(runCtx) })
 	c.group.Go(func() error { return c.stayMember(runCtx) })
 	c.group.Go(func() error { return c.lead(runCtx) })
+	c.group.Go(func() error { return c.proposeGathered(runCtx) })
 	return c, nil
 }
 
 // listen prefers the port it had last time where any would do.
-func listen(address, last string) (net.Listener, error) {
+func (c *Cluster) listen(address, last string) (net.Listener, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, err
 	}
-	if lastHost, _, err := net.SplitHostPort(last); port == "0" && err == nil && lastHost == host {
-		if l, err := net.Listen("tcp", last); err == nil {
+	if lastHost, lastPort, err := net.SplitHostPort(last); port == "0" && err == nil && lastHost == cmp.Or(c.cfg.Advertise, host) {
+		if l, err := net.Listen("tcp", net.JoinHostPort(host, lastPort)); err == nil {
 			return l, nil
 		}
 	}
@@ -213,7 +222,7 @@ func (c *Cluster) chooseGossip() error {
 	if port != "0" {
 		return nil
 	}
-	l, err := listen(c.cfg.Gossip, c.id.Gossip)
+	l, err := c.listen(c.cfg.Gossip, c.id.Gossip)
 	if err != nil {
 		return fmt.Errorf("gossip service: %w", err)
 	}
@@ -231,7 +240,7 @@ func (c *Cluster) startGossip() error {
 	c.members, err = members.Start(members.Options{
 		Self: members.Meta{ID: c.id.ID, Name: c.cfg.Name, Cluster: c.id.ClusterID, Page: c.cfg.Page, Raft: c.raft.Address(), Zone: c.cfg.Zone, Format: fsm.Format,
 			Version: c.cfg.Version},
-		Listen: c.cfg.Gossip, Key: c.cfg.Key, Logger: c.cfg.Logger, Fast: c.cfg.FastGossip,
+		Listen: c.cfg.Gossip, Advertise: c.cfg.Advertise, Key: c.cfg.Key, Logger: c.cfg.Logger, Fast: c.cfg.FastGossip,
 	})
 	if err != nil {
 		return err
@@ -307,9 +316,16 @@ func (c *Cluster) ID() string { return c.id.ID }
 
 // State is the newest state that this node knows. It never changes itself.
 func (c *Cluster) State() *State {
-	s := c.machine.State()
-	if c.cached != nil && s.Index < c.cached.Index {
-		return c.cached
+	return c.newer(c.machine.State())
+}
+
+// newer is a state of the log, or the one that was kept beside it as long as that is newer.
+func (c *Cluster) newer(s *State) *State {
+	if k := c.cached.Load(); k != nil {
+		if s.Index < k.Index {
+			return k
+		}
+		c.cached.Store(nil)
 	}
 	return s
 }
@@ -317,10 +333,7 @@ func (c *Cluster) State() *State {
 // Watch is the newest state and a channel that is closed when there may be a newer one.
 func (c *Cluster) Watch() (*State, <-chan struct{}) {
 	s, changed := c.machine.Watch()
-	if c.cached != nil && s.Index < c.cached.Index {
-		s = c.cached
-	}
-	return s, changed
+	return c.newer(s), changed
 }
 
 // Until waits for a state that ok accepts.
@@ -343,8 +356,14 @@ func (c *Cluster) Until(ctx context.Context, ok func(*State) bool) (*State, erro
 // IsLeader tells whether this node leads now.
 func (c *Cluster) IsLeader() bool { return c.raft.Leads() }
 
+// Term is Raft's current term: no two leaders have one in common.
+func (c *Cluster) Term() uint64 { return c.raft.Term() }
+
 // Leader is the id of the node that leads, "" if none is known.
 func (c *Cluster) Leader() string { return c.raft.Leader() }
+
+// HandOver makes another voter the leader. Only the leader can.
+func (c *Cluster) HandOver(ctx context.Context, id string) error { return c.raft.TransferTo(ctx, id) }
 
 // Servers lists who takes part in the log.
 func (c *Cluster) Servers() ([]raft.Server, error) { return c.raft.Servers() }

@@ -2,6 +2,8 @@ package cluster_test
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +17,7 @@ import (
 	"everpage/cluster"
 	"everpage/cluster/command"
 	"everpage/cluster/fsm"
+	"everpage/cluster/raft"
 	"everpage/wal/pg"
 )
 
@@ -280,6 +283,19 @@ func TestWhoIsRefused(t *testing.T) {
 	if err != nil || answer.Refused == "" {
 		t.Errorf("a node without proof: %+v, %v", answer, err)
 	}
+	for _, c := range []struct {
+		want   string
+		change func(*cluster.JoinRequest)
+	}{
+		{"belongs to another cluster", func(r *cluster.JoinRequest) { r.ClusterID = "feed" }},
+		{"run the newer release on it", func(r *cluster.JoinRequest) { r.Format = fsm.Format - 1 }},
+	} {
+		r := cluster.JoinRequest{ID: "x", Name: "x", Cluster: "main", Page: "p", Format: fsm.Format, SegmentBlocks: 131072, Proof: prove(key, "x", "x")}
+		c.change(&r)
+		if answer, err := a.HandleJoin(t.Context(), r); err != nil || !strings.Contains(answer.Refused, c.want) {
+			t.Errorf("%s: %+v, %v", c.want, answer, err)
+		}
+	}
 	if s := b.State(); len(s.Nodes) != 2 {
 		t.Fatalf("nodes %+v", s.Nodes)
 	}
@@ -288,6 +304,68 @@ func TestWhoIsRefused(t *testing.T) {
 	b.cfg.Dir = t.TempDir()
 	b.again(t)
 	until(t, a, "the new one stands for the old one", func(s *cluster.State) bool { return len(s.Nodes) == 2 && s.NodeNamed("n2").ID == b.ID() })
+}
+
+// prove is how a node shows that it has the key.
+func prove(key []byte, id, name string) []byte {
+	h := hmac.New(sha256.New, key)
+	fmt.Fprintf(h, "everpage join\x00%s\x00%s", id, name)
+	return h.Sum(nil)
+}
+
+// TestVotes: at most five nodes vote, an odd number of them. No removal leaves too few of them that answer: nothing could be agreed on any more, not even that one
+// comes back. Where the dead are removed first, it works.
+func TestVotes(t *testing.T) {
+	w, nodes := three(t)
+	for i := 4; i <= 7; i++ {
+		nodes = append(nodes, start(t, w, config(t, w, fmt.Sprint("n", i), "page-n1")))
+	}
+	eventually(t, "five vote", func() bool {
+		servers, _ := nodes[0].Servers()
+		return voters(t, nodes[0]) == raft.MaxVoters && len(servers) == 7
+	})
+	if _, err := nodes[6].Propose(t.Context(), &command.SetRetention{Retention: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		until(t, n, "all know what was agreed on", func(s *cluster.State) bool { return s.Retention == time.Hour })
+	}
+
+	x := &wire{nodes: map[string]*cluster.Cluster{}}
+	a, b := start(t, x, config(t, x, "n1")), start(t, x, config(t, x, "n2", "page-n1"))
+	eventually(t, "both are seen", func() bool { alive, _ := a.Alive(b.ID()); return alive && len(a.State().Nodes) == 2 })
+	if n := voters(t, a); n != 1 {
+		t.Fatalf("%d of two nodes vote", n)
+	}
+	if err := a.MayRemove(a.ID()); err != nil {
+		t.Errorf("the other one can take the vote over: %v", err)
+	}
+	b.kill()
+	eventually(t, "the other one is missed", func() bool { alive, _ := a.Alive(a.State().NodeNamed("n2").ID); return !alive })
+	if err := a.MayRemove(a.ID()); err == nil || !strings.Contains(err.Error(), "too few to agree") {
+		t.Errorf("the last voter may be removed: %v", err)
+	}
+	gone := a.State().NodeNamed("n2").ID
+	if err := a.MayRemove(gone); err != nil {
+		t.Errorf("the dead one may not be removed: %v", err)
+	}
+	if _, err := a.Propose(t.Context(), &command.RemoveNode{ID: gone}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Propose(t.Context(), &command.SetRetention{Retention: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+
+	_, left3 := three(t)
+	dead, left := left3[2].ID(), left3[1].ID()
+	left3[2].kill()
+	eventually(t, "the third one is missed", func() bool { alive, _ := left3[0].Alive(dead); return !alive })
+	if err := left3[0].MayRemove(left); err == nil || !strings.Contains(err.Error(), "1 of 2 answer") {
+		t.Errorf("one of two that answer may be removed while the third is gone: %v", err)
+	}
+	if err := left3[0].MayRemove(dead); err != nil {
+		t.Errorf("the dead one may not be removed: %v", err)
+	}
 }
 
 func TestNodesLeave(t *testing.T) {

@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"everpage/cluster/catalog"
 	"everpage/cluster/fsm"
 )
 
@@ -28,6 +31,7 @@ const (
 	identityFormat = 1
 	identityFile   = "identity.json"
 	cacheFile      = "state"
+	chunksFile     = "chunks"
 )
 
 // loadIdentity reads who this node is, or makes it someone.
@@ -103,23 +107,47 @@ func loadCache(dir string) (*State, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, cacheFile), err)
 	}
+	f, err := os.Open(filepath.Join(dir, chunksFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if s.Inventory, err = catalog.Read(bufio.NewReader(f)); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Name(), err)
+	}
 	return s, nil
 }
 
-// cacheEvery bounds how often the state is written.
-const cacheEvery = 200 * time.Millisecond
+const (
+	// cacheEvery bounds how often the state is written.
+	cacheEvery = 200 * time.Millisecond
+	// The inventory of chunks is large and changes with every table: it is written more rarely, and may be older than the state beside it.
+	chunksEvery = 10 * time.Second
+)
+
+// kept is what of the state was written last.
+type kept struct {
+	index  uint64
+	chunks *catalog.Catalog
+	at     time.Time // of chunks
+}
 
 // keepCache keeps the state beside the log, since the log is readable only with a majority of the voters.
 func (c *Cluster) keepCache(ctx context.Context) error {
-	var written uint64
-	if c.cached != nil {
-		written = c.cached.Index
+	s, _ := c.Watch()
+	k := kept{index: s.Index, chunks: s.Inventory}
+	if c.cached.Load() == nil {
+		k = kept{}
 	}
 	for {
 		_, changed := c.Watch()
-		c.writeCache(&written)
+		late := c.writeCache(&k, false)
 		select {
 		case <-ctx.Done():
+		case <-time.After(late):
 		case <-changed:
 			select {
 			case <-ctx.Done():
@@ -127,24 +155,51 @@ func (c *Cluster) keepCache(ctx context.Context) error {
 			}
 		}
 		if ctx.Err() != nil {
-			c.writeCache(&written)
+			c.writeCache(&k, true)
 			return ctx.Err()
 		}
 	}
 }
 
-func (c *Cluster) writeCache(written *uint64) {
+// writeCache writes what is newer than what was kept, and answers when it wants to be called again.
+func (c *Cluster) writeCache(k *kept, last bool) time.Duration {
 	s := c.State()
-	if s.Index <= *written {
-		return
+	if s.Index <= k.index && s.Inventory == k.chunks {
+		return time.Hour
 	}
-	b, err := s.Encode()
-	if err == nil {
-		err = replaceFile(c.cfg.Dir, cacheFile, b)
-	}
+	err := func() error {
+		if s.Index > k.index {
+			small := *s
+			small.Inventory = nil
+			b, err := small.Encode()
+			if err == nil {
+				err = replaceFile(c.cfg.Dir, cacheFile, b)
+			}
+			if err != nil {
+				return err
+			}
+			k.index = s.Index
+		}
+		if s.Inventory == k.chunks || time.Since(k.at) < chunksEvery && !last {
+			return nil
+		}
+		list := s.Inventory
+		if list == nil {
+			list = &catalog.Catalog{}
+		}
+		var b bytes.Buffer
+		if _, err := list.WriteTo(&b); err != nil {
+			return err
+		}
+		k.at = time.Now()
+		if err := replaceFile(c.cfg.Dir, chunksFile, b.Bytes()); err != nil {
+			return err
+		}
+		k.chunks = s.Inventory
+		return nil
+	}()
 	if err != nil { // a full disk, say: reads go on, and the log has it all
 		c.cfg.Logger.Warn("the cluster's state can't be kept", "error", err)
-		return
 	}
-	*written = s.Index
+	return max(cacheEvery, chunksEvery-time.Since(k.at))
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +19,9 @@ const joinWait = time.Minute
 
 func (c *Cluster) request() JoinRequest {
 	gossip := c.cfg.Gossip
+	if _, port, err := net.SplitHostPort(gossip); err == nil && c.cfg.Advertise != "" {
+		gossip = net.JoinHostPort(c.cfg.Advertise, port)
+	}
 	if c.members != nil {
 		gossip = c.members.Address()
 	}

@@ -69,6 +69,39 @@ func (c *Cluster) admit(ctx context.Context) error {
 	return nil
 }
 
+// MayRemove tells why a member can't be removed now: without it the voters that answer would be too few to agree on anything, its removal included.
+func (c *Cluster) MayRemove(id string) error {
+	servers, err := c.raft.Servers()
+	if err != nil {
+		return err
+	}
+	s := c.State()
+	if s.Node(id) == nil {
+		return nil // the state machine says so in its words
+	}
+	answers := func(id string) bool {
+		alive, _ := c.Alive(id)
+		return s.Node(id) != nil && alive
+	}
+	voters, here, spare := 0, 0, false
+	for _, x := range servers {
+		switch {
+		case x.ID == id:
+		case x.Voter:
+			voters++
+			if answers(x.ID) {
+				here++
+			}
+		case answers(x.ID):
+			spare = true // it is given the vote first
+		}
+	}
+	if here > voters/2 || voters == 0 && (spare || len(s.Nodes) == 1) {
+		return nil
+	}
+	return fmt.Errorf("of the nodes with a vote that would be left %d of %d answer, too few to agree on anything: bring one back, or remove one of those that are gone first", here, voters)
+}
+
 // vote gives votes to an odd number of nodes, MaxVoters at most. A voter that is gone, or drained, hands its vote to a node that is there.
 func (c *Cluster) vote(ctx context.Context) error {
 	servers, err := c.raft.Servers()

@@ -111,13 +111,14 @@ func TestShardMapIsLinearizable(t *testing.T) {
 				continue
 			}
 			client++
-			wg.Go(func() { work(ctx, client, n.Cluster) })
+			id := client
+			wg.Go(func() { work(ctx, id, n.Cluster) })
 		}
 		first, stopFirst := context.WithCancel(ctx)
 		var of sync.WaitGroup
 		client++
-		c := nodes[leader].Cluster
-		of.Go(func() { work(first, client, c) })
+		id, c := client, nodes[leader].Cluster
+		of.Go(func() { work(first, id, c) })
 		pause := func(d time.Duration) {
 			select {
 			case <-t.Context().Done():

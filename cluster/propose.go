@@ -83,7 +83,7 @@ func (c *Cluster) propose(ctx context.Context, entry []byte) (Outcome, error) {
 
 // try proposes once, here or at the leader.
 func (c *Cluster) try(ctx context.Context, entry []byte, forwarded bool) (Outcome, error) {
-	o, err := c.raft.Apply(ctx, entry)
+	o, err := c.enterLog(ctx, entry)
 	if err == nil || !errors.Is(err, raft.ErrNotLeader) || forwarded {
 		return o, err
 	}
@@ -96,6 +96,18 @@ func (c *Cluster) try(ctx context.Context, entry []byte, forwarded bool) (Outcom
 		return o, fmt.Errorf("%w: where the leader is is not known", ErrNoLeader)
 	}
 	return c.cfg.Peers.Propose(ctx, address, entry, true)
+}
+
+// enterLog puts an entry into the log, as the leader. Reports of chunks go in together.
+func (c *Cluster) enterLog(ctx context.Context, entry []byte) (Outcome, error) {
+	if c.raft.Leads() && command.IsReport(entry) {
+		cmd, err := command.Decode(entry)
+		if err != nil {
+			return Outcome{}, err
+		}
+		return c.gather(ctx, cmd.(*command.ReportChunks))
+	}
+	return c.raft.Apply(ctx, entry)
 }
 
 // HandlePropose is Propose for another node.

@@ -90,13 +90,13 @@ func (c *Client) owned(ctx context.Context, at Position, key pg.PageKey, fn func
 
 // RelSize is the number of blocks of a fork.
 func (c *Client) RelSize(ctx context.Context, at Position, rel pg.RelFork) (pg.BlockNumber, pg.LSN, error) {
-	at, err := c.settle(ctx, at)
-	if err != nil {
-		return 0, 0, err
-	}
-	req := &pb.GetRelSizeRequest{At: positionToWire(at), Rel: relToWire(rel), TimeoutMs: timeoutMS(ctx)}
-	resp, _, err := anyCall(c, ctx, at, "GetRelSize", req, func(ctx context.Context, n *node) (*pb.GetRelSizeResponse, error) {
-		return n.pages.GetRelSize(ctx, req)
+	var resp *pb.GetRelSizeResponse
+	err := c.settled(ctx, at, func(at Position) (err error) {
+		req := &pb.GetRelSizeRequest{At: positionToWire(at), Rel: relToWire(rel), TimeoutMs: timeoutMS(ctx)}
+		resp, _, err = anyCall(c, ctx, at, "GetRelSize", req, func(ctx context.Context, n *node) (*pb.GetRelSizeResponse, error) {
+			return n.pages.GetRelSize(ctx, req)
+		})
+		return err
 	})
 	if err != nil {
 		return 0, 0, err
@@ -106,22 +106,23 @@ func (c *Client) RelSize(ctx context.Context, at Position, rel pg.RelFork) (pg.B
 
 // Relations lists every fork at one LSN. fn is called as they arrive, once for each; an error afterwards means that the list is not whole.
 func (c *Client) Relations(ctx context.Context, at Position, fn func(pg.RelFork, pg.BlockNumber) error) (pg.LSN, error) {
-	if _, err := c.Map(ctx); err != nil {
-		return 0, err
-	}
-	at, err := c.settle(ctx, at)
+	err := c.settled(ctx, at, func(settled Position) error {
+		at = settled
+		return c.relations(ctx, &at, fn)
+	})
+	return at.LSN, err
+}
+
+func (c *Client) relations(ctx context.Context, at *Position, fn func(pg.RelFork, pg.BlockNumber) error) error {
+	nodes, err := c.anyNodes(*at)
 	if err != nil {
-		return 0, err
-	}
-	nodes, err := c.anyNodes(at)
-	if err != nil {
-		return 0, err
+		return err
 	}
 	told, seen := 0, 0
 	l := listing[pb.ListRelationsResponse, *pb.ListRelationsResponse]{
 		method: "ListRelations",
 		request: func() proto.Message {
-			return &pb.ListRelationsRequest{At: positionToWire(at), TimeoutMs: timeoutMS(ctx)}
+			return &pb.ListRelationsRequest{At: positionToWire(*at), TimeoutMs: timeoutMS(ctx)}
 		},
 		open: func(ctx context.Context, n *node, req proto.Message) (grpc.ServerStreamingClient[pb.ListRelationsResponse], error) {
 			return n.pages.ListRelations(ctx, req.(*pb.ListRelationsRequest))
@@ -145,18 +146,18 @@ func (c *Client) Relations(ctx context.Context, at Position, fn func(pg.RelFork,
 			return nil
 		},
 	}
-	return at.LSN, l.run(ctx, c, nodes)
+	return movedSince(told > 0, l.run(ctx, c, nodes))
 }
 
 // SLRUSegments lists the segments of an SLRU.
 func (c *Client) SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([]SLRUSegment, error) {
-	at, err := c.settle(ctx, at)
-	if err != nil {
-		return nil, err
-	}
-	req := &pb.ListSlruSegmentsRequest{At: positionToWire(at), Slru: uint32(slru), TimeoutMs: timeoutMS(ctx)}
-	resp, _, err := anyCall(c, ctx, at, "ListSlruSegments", req, func(ctx context.Context, n *node) (*pb.ListSlruSegmentsResponse, error) {
-		return n.pages.ListSlruSegments(ctx, req)
+	var resp *pb.ListSlruSegmentsResponse
+	err := c.settled(ctx, at, func(at Position) (err error) {
+		req := &pb.ListSlruSegmentsRequest{At: positionToWire(at), Slru: uint32(slru), TimeoutMs: timeoutMS(ctx)}
+		resp, _, err = anyCall(c, ctx, at, "ListSlruSegments", req, func(ctx context.Context, n *node) (*pb.ListSlruSegmentsResponse, error) {
+			return n.pages.ListSlruSegments(ctx, req)
+		})
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -170,33 +171,36 @@ func (c *Client) SLRUSegments(ctx context.Context, at Position, slru pg.SLRU) ([
 
 // SLRUSegment is the content of one segment of an SLRU.
 func (c *Client) SLRUSegment(ctx context.Context, at Position, slru pg.SLRU, segment uint32) (pages []byte, err error) {
-	if at, err = c.settle(ctx, at); err != nil {
-		return nil, err
-	}
-	req := &pb.GetSlruSegmentRequest{At: positionToWire(at), Slru: uint32(slru), Segment: segment, TimeoutMs: timeoutMS(ctx)}
-	err = c.owned(ctx, at, pg.SLRUPage(slru, segment*pg.SLRUPagesPerSegment), func(nodes []*node) error {
-		resp, _, err := verified(c, ctx, nodes, "GetSlruSegment", req, func(ctx context.Context, n *node) (*pb.GetSlruSegmentResponse, error) {
-			return n.pages.GetSlruSegment(ctx, req)
+	err = c.settled(ctx, at, func(at Position) error {
+		req := &pb.GetSlruSegmentRequest{At: positionToWire(at), Slru: uint32(slru), Segment: segment, TimeoutMs: timeoutMS(ctx)}
+		return c.owned(ctx, at, pg.SLRUPage(slru, segment*pg.SLRUPagesPerSegment), func(nodes []*node) error {
+			resp, _, err := verified(c, ctx, nodes, "GetSlruSegment", req, func(ctx context.Context, n *node) (*pb.GetSlruSegmentResponse, error) {
+				return n.pages.GetSlruSegment(ctx, req)
+			})
+			if err == nil {
+				pages = resp.Pages
+			}
+			return err
 		})
-		if err == nil {
-			pages = resp.Pages
-		}
-		return err
 	})
 	return pages, err
 }
 
 // History calls fn for the versions of a page at or below the position, newest first, at most limit (0: all). An error means that they are not all.
 func (c *Client) History(ctx context.Context, at Position, key pg.PageKey, limit int, fn func(Version) error) (pg.LSN, error) {
-	at, err := c.settle(ctx, at)
-	if err != nil {
-		return 0, err
-	}
+	err := c.settled(ctx, at, func(settled Position) error {
+		at = settled
+		return c.history(ctx, &at, key, limit, fn)
+	})
+	return at.LSN, err
+}
+
+func (c *Client) history(ctx context.Context, at *Position, key pg.PageKey, limit int, fn func(Version) error) error {
 	last := pg.LSN(0) // told; zero: none
 	l := listing[pb.GetPageHistoryResponse, *pb.GetPageHistoryResponse]{
 		method: "GetPageHistory",
 		request: func() proto.Message {
-			return &pb.GetPageHistoryRequest{At: positionToWire(at), Rel: relToWire(key.RelFork), Block: key.Block, Limit: uint32(limit)}
+			return &pb.GetPageHistoryRequest{At: positionToWire(*at), Rel: relToWire(key.RelFork), Block: key.Block, Limit: uint32(limit)}
 		},
 		open: func(ctx context.Context, n *node, req proto.Message) (grpc.ServerStreamingClient[pb.GetPageHistoryResponse], error) {
 			return n.pages.GetPageHistory(ctx, req.(*pb.GetPageHistoryRequest))
@@ -216,19 +220,20 @@ func (c *Client) History(ctx context.Context, at Position, key pg.PageKey, limit
 			return nil
 		},
 	}
-	err = c.owned(ctx, at, key, func(nodes []*node) error { return l.run(ctx, c, nodes) })
-	return at.LSN, err
+	err := c.owned(ctx, *at, key, func(nodes []*node) error { return l.run(ctx, c, nodes) })
+	return movedSince(last != 0, err)
 }
 
 // State is all that a data directory needs beside pages.
 func (c *Client) State(ctx context.Context, at Position) (*ClusterState, error) {
-	at, err := c.settle(ctx, at)
-	if err != nil {
-		return nil, err
-	}
-	req := &pb.GetClusterStateRequest{At: positionToWire(at), TimeoutMs: timeoutMS(ctx)}
-	resp, address, err := anyCall(c, ctx, at, "GetClusterState", req, func(ctx context.Context, n *node) (*pb.GetClusterStateResponse, error) {
-		return n.pages.GetClusterState(ctx, req)
+	var resp *pb.GetClusterStateResponse
+	var address string
+	err := c.settled(ctx, at, func(at Position) (err error) {
+		req := &pb.GetClusterStateRequest{At: positionToWire(at), TimeoutMs: timeoutMS(ctx)}
+		resp, address, err = anyCall(c, ctx, at, "GetClusterState", req, func(ctx context.Context, n *node) (*pb.GetClusterStateResponse, error) {
+			return n.pages.GetClusterState(ctx, req)
+		})
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -242,6 +247,14 @@ func (c *Client) State(ctx context.Context, at Position) (*ClusterState, error) 
 
 // Lease makes a lease that lasts for d, renews one (l.ID is not 0), or ends one (d is 0). It asks one node at a time: asked twice, two would be made.
 func (c *Client) Lease(ctx context.Context, l Lease, d time.Duration) (Lease, error) {
+	if l.ID == 0 && d > 0 {
+		at, err := c.settle(ctx, l.Pos)
+		if err != nil {
+			return l, err
+		}
+		at.Main = false
+		l.Pos = at
+	}
 	if _, err := c.Map(ctx); err != nil {
 		return l, err
 	}

@@ -31,6 +31,7 @@ type Client struct {
 	closed bool
 	nodes  map[string]*node
 
+	main     mainBranch
 	shardMap atomic.Pointer[placement.Map]
 	learn    sync.Mutex // held while the map is fetched, so that it is fetched once
 	budget   hedgeBudget
@@ -204,6 +205,7 @@ func (c *Client) fetchMap(ctx context.Context, n *node) (*placement.Map, error) 
 	if err != nil {
 		return nil, Errorf(Internal, "node %s: %w", n.address, err)
 	}
+	c.main.saw(resp.Main)
 	return c.adopt(m), nil
 }
 

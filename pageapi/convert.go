@@ -26,11 +26,11 @@ func relFromWire(r *pb.RelFork) (pg.RelFork, error) {
 }
 
 func positionToWire(p Position) *pb.Position {
-	return &pb.Position{Branch: p.Branch, Lsn: uint64(p.LSN)}
+	return &pb.Position{Branch: p.Branch, Lsn: uint64(p.LSN), Main: p.Main}
 }
 
 func positionFromWire(p *pb.Position) Position {
-	return Position{Branch: p.GetBranch(), LSN: pg.LSN(p.GetLsn())}
+	return Position{Branch: p.GetBranch(), LSN: pg.LSN(p.GetLsn()), Main: p.GetMain() && p.GetBranch() != 0}
 }
 
 func slruFromWire(n uint32) (pg.SLRU, error) {

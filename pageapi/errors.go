@@ -26,6 +26,7 @@ const (
 	Corrupt     = pb.Code_CODE_CORRUPT
 	WrongOwner  = pb.Code_CODE_WRONG_OWNER
 	Exhausted   = pb.Code_CODE_EXHAUSTED
+	MainMoved   = pb.Code_CODE_MAIN_MOVED
 )
 
 // Error is an error with its code. It reads the same on both ends of the wire.
@@ -72,7 +73,7 @@ func errorOf(s *pb.Status) error {
 
 var grpcCodes = map[Code]codes.Code{
 	Internal: codes.Internal, Invalid: codes.InvalidArgument, NotFound: codes.NotFound, OutOfWindow: codes.OutOfRange,
-	Unavailable: codes.Unavailable, Corrupt: codes.DataLoss, WrongOwner: codes.FailedPrecondition, Exhausted: codes.ResourceExhausted,
+	Unavailable: codes.Unavailable, Corrupt: codes.DataLoss, WrongOwner: codes.FailedPrecondition, Exhausted: codes.ResourceExhausted, MainMoved: codes.Aborted,
 }
 
 // toGRPC makes a unary call's error.

@@ -14,7 +14,7 @@ import (
 // retried tells whether another node may answer what one did not.
 func retried(err error) bool {
 	switch CodeOf(err) {
-	case NotFound, OutOfWindow, Invalid:
+	case NotFound, OutOfWindow, Invalid, MainMoved:
 		return false
 	}
 	return true

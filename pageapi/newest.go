@@ -94,20 +94,28 @@ func (c *Client) reaches(ctx context.Context, branch uint32) (list []reach, sile
 	return list, all - len(list), nil
 }
 
-// settle gives a position without an LSN the newest one. A single node does that itself.
+// settle gives a position without an LSN the newest one, and main its number. A single node does that itself.
 func (c *Client) settle(ctx context.Context, at Position) (Position, error) {
-	if at.LSN != 0 {
-		return at, nil
-	}
 	m, err := c.Map(ctx)
-	if err != nil || len(m.Nodes) < 2 {
+	switch {
+	case err != nil || len(m.Nodes) < 2:
 		return at, err
+	case at.LSN == 0:
+		return c.newest(ctx, at.Branch)
+	case at.Branch == 0:
+		at.Branch, err = c.mainBranch(ctx)
+		at.Main = at.Branch != 0
 	}
-	list, _, err := c.reaches(ctx, at.Branch)
+	return at, err
+}
+
+// newest is the newest position of a branch that can be read, by its number.
+func (c *Client) newest(ctx context.Context, branch uint32) (Position, error) {
+	list, _, err := c.reaches(ctx, branch)
 	if err != nil {
-		return at, err
+		return Position{}, err
 	}
-	at.LSN = list[0].lsn
+	at := Position{Branch: branch, LSN: list[0].lsn}
 	if list[0].branch != 0 {
 		at.Branch = list[0].branch
 	}

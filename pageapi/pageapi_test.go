@@ -33,6 +33,7 @@ type fakePages struct {
 	slow     atomic.Int64 // nanoseconds that each read takes
 	reads    atomic.Int64
 	hung     atomic.Pointer[chan struct{}] // nothing is answered until it is closed
+	damage   atomic.Uint32                 // a damaged block that this node knows of; 0: none
 }
 
 var testRel = pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: 1663, DB: 5, Rel: 16384}}
@@ -51,6 +52,8 @@ func (f *fakePages) Map() *placement.Map {
 	return f.shardMap.Load()
 }
 
+func (f *fakePages) Main() uint32 { return f.main.Load() }
+
 func (f *fakePages) Readable(uint32) pg.LSN {
 	if n := f.readable.Load(); n != 0 {
 		return pg.LSN(n)
@@ -60,6 +63,20 @@ func (f *fakePages) Readable(uint32) pg.LSN {
 
 func (f *fakePages) Position(ctx context.Context, at Position, wait time.Duration) (Position, error) {
 	f.hang(ctx)
+	switch main := f.main.Load(); {
+	case at.Branch == 0:
+		at.Branch = main
+	case at.Main && main > at.Branch:
+		return at, Errorf(MainMoved, "main is branch %d by now, not %d", main, at.Branch)
+	case at.Main && main < at.Branch:
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		return at, Errorf(Unavailable, "this node has not heard of branch %d yet", at.Branch)
+	}
 	switch {
 	case at.LSN == 0:
 		at.LSN = f.Readable(0)
@@ -111,6 +128,7 @@ func (f *fakePages) Page(ctx context.Context, at Position, key pg.PageKey, dst [
 	}
 	clear(dst)
 	binary.LittleEndian.PutUint32(dst[100:], key.Block)
+	binary.LittleEndian.PutUint32(dst[300:], at.Branch)
 	binary.LittleEndian.PutUint64(dst[200:], uint64(at.LSN))
 	return nil
 }
@@ -149,7 +167,11 @@ func (f *fakePages) State(context.Context, Position) (*ClusterState, error) {
 		Origins:     []datadir.Origin{{ID: 1, RemoteLSN: 5}},
 		Files:       []datadir.ConfigFile{{Path: "postgresql.conf", Mode: 0o600, Content: []byte("a=1")}},
 	}
-	return &ClusterState{LSN: 1000, Cluster: c, Damage: []Damage{{Key: pg.SLRUPage(pg.Xact, 3), Since: 8, Reason: "why"}}, TimelineHistory: []byte("h")}, nil
+	damage := []Damage{{Key: pg.SLRUPage(pg.Xact, 3), Since: 8, Reason: "why"}}
+	if n := f.damage.Load(); n != 0 {
+		damage = append(damage, Damage{Key: pg.PageKey{RelFork: testRel, Block: n}, Since: 9, Reason: "it is mine"})
+	}
+	return &ClusterState{LSN: 1000, Cluster: c, Damage: damage, TimelineHistory: []byte("h")}, nil
 }
 
 // serve runs a page service over the fake on loopback. wrap, where set, may change answers.

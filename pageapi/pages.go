@@ -14,6 +14,9 @@ import (
 type Position struct {
 	Branch uint32
 	LSN    pg.LSN
+	// Main tells that main is meant, and Branch is what the client takes it to be. A node that knows main to be another branch there by now refuses with
+	// MainMoved, and one that has not heard of Branch yet waits until it has.
+	Main bool
 }
 
 // Pages is what a server answers from. Its errors carry codes (Errorf).
@@ -39,6 +42,8 @@ type Pages interface {
 	Resolve(ctx context.Context, t Target) (*Resolution, error)
 	// Map is the newest shard map.
 	Map() *placement.Map
+	// Main is the number of the branch that main is, as far as this node has heard; 0 if there is none yet.
+	Main() uint32
 	// Readable is the newest LSN that can be read of a branch (0: main); 0 if none.
 	Readable(branch uint32) pg.LSN
 }
@@ -73,6 +78,7 @@ type Version struct {
 
 // ClusterState is all that a data directory needs beside pages.
 type ClusterState struct {
+	Branch          uint32 // that the LSN is of; set by the server
 	LSN             pg.LSN
 	Cluster         datadir.Cluster
 	Damage          []Damage // at most a few hundred, else the first

@@ -58,10 +58,21 @@ func (c *Client) Pages(ctx context.Context, at Position, rel pg.RelFork, blocks 
 	if err != nil {
 		return 0, err
 	}
-	if at, err = c.settle(ctx, at); err != nil {
-		return 0, err
-	}
+	lsn := at.LSN
+	err = c.settled(ctx, at, func(at Position) (err error) {
+		lsn, err = c.settledPages(ctx, m, at, rel, blocks, dst)
+		return err
+	})
+	return lsn, err
+}
+
+func (c *Client) settledPages(ctx context.Context, m *placement.Map, at Position, rel pg.RelFork, blocks []pg.BlockNumber, dst []byte) (_ pg.LSN, err error) {
 	runs := runsOf(m, rel, blocks)
+	if at.LSN == 0 && len(runs) > 1 { // of a single node: all its answers are to be of one branch, too
+		if at, err = c.newest(ctx, at.Branch); err != nil {
+			return 0, err
+		}
+	}
 	read := func(ctx context.Context, r run) (pg.LSN, error) {
 		q := query{at: at, rel: rel, blocks: blocks[r.from:r.to], dst: dst[r.from*pg.BlockSize : r.to*pg.BlockSize]}
 		return c.run(ctx, &q)
@@ -69,14 +80,8 @@ func (c *Client) Pages(ctx context.Context, at Position, rel pg.RelFork, blocks 
 	if len(runs) == 0 {
 		return at.LSN, nil
 	}
-	if len(runs) == 1 || at.LSN == 0 {
-		if at.LSN, err = read(ctx, runs[0]); err != nil {
-			return 0, err
-		}
-		runs = runs[1:]
-	}
-	if len(runs) == 0 {
-		return at.LSN, nil
+	if len(runs) == 1 {
+		return read(ctx, runs[0])
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(runsAtOnce)
@@ -259,7 +264,7 @@ func (c *Client) round(ctx context.Context, q *query, nodes []*node, round int) 
 		}
 		code := CodeOf(err)
 		switch code {
-		case NotFound, OutOfWindow, Invalid:
+		case NotFound, OutOfWindow, Invalid, MainMoved:
 			return 0, true, roundOutcome{err: err}
 		case WrongOwner:
 			c.counts.wrongOwner.Add(1)
@@ -319,6 +324,7 @@ func (c *Client) verify(n *node, q *query, id uint64, a *pagesAnswer) (pg.LSN, e
 	if err := errorOf(a.status); err != nil {
 		if a.shardMap != nil {
 			if m, mapErr := mapFromWire(a.shardMap); mapErr == nil {
+				c.main.saw(a.shardMap.Main)
 				c.adopt(m)
 			}
 		}
@@ -327,7 +333,7 @@ func (c *Client) verify(n *node, q *query, id uint64, a *pagesAnswer) (pg.LSN, e
 		}
 		return 0, err
 	}
-	read := Position{q.at.Branch, a.lsn}
+	read := Position{Branch: q.at.Branch, LSN: a.lsn}
 	switch {
 	case a.id != id, a.rel != q.rel, !slices.Equal(a.blocks, q.blocks), a.n != len(q.blocks)*pg.BlockSize,
 		q.at.LSN != 0 && read.LSN != q.at.LSN, a.checksum != pagesChecksum(read, q.rel, q.blocks, a.dst[:a.n]):

@@ -81,7 +81,7 @@ func (s *Server) answer(ctx context.Context, req *pb.GetPagesRequest, a *pagesAn
 		a.drop()
 		a.status, a.checksum = statusOf(err), 0
 		if a.status.Code == WrongOwner {
-			a.shardMap = mapToWire(s.pages.Map())
+			a.shardMap = s.mapToWire()
 		}
 	}
 }
@@ -111,6 +111,6 @@ func (s *Server) readPages(ctx context.Context, req *pb.GetPagesRequest, a *page
 			return err
 		}
 	}
-	a.checksum = pagesChecksum(Position{req.At.GetBranch(), at.LSN}, rel, req.Blocks, *buf)
+	a.checksum = pagesChecksum(Position{Branch: req.At.GetBranch(), LSN: at.LSN}, rel, req.Blocks, *buf)
 	return nil
 }

@@ -162,6 +162,7 @@ func (s *Server) GetClusterState(ctx context.Context, req *pb.GetClusterStateReq
 	if err != nil {
 		return nil, toGRPC(err)
 	}
+	st.Branch = at.Branch
 	resp, err := stateToWire(st)
 	if err != nil {
 		return nil, toGRPC(err)
@@ -202,7 +203,7 @@ func (s *Server) LeaseLsn(ctx context.Context, req *pb.LeaseLsnRequest) (*pb.Lea
 	case d == 0 && req.Lease == 0:
 		return nil, toGRPC(Errorf(Invalid, "a lease of no time: name the lease that is to end, or how long the new one is to last"))
 	}
-	l, err := s.leases.Lease(ctx, Lease{ID: req.Lease, Pos: Position{req.Branch, pg.LSN(req.Lsn)}, Holder: req.Holder}, d)
+	l, err := s.leases.Lease(ctx, Lease{ID: req.Lease, Pos: Position{Branch: req.Branch, LSN: pg.LSN(req.Lsn)}, Holder: req.Holder}, d)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -211,5 +212,11 @@ func (s *Server) LeaseLsn(ctx context.Context, req *pb.LeaseLsnRequest) (*pb.Lea
 
 // GetShardMap answers the newest map.
 func (s *Server) GetShardMap(_ context.Context, req *pb.GetShardMapRequest) (*pb.GetShardMapResponse, error) {
-	return seal("GetShardMap", req, unary, mapToWire(s.pages.Map()))
+	return seal("GetShardMap", req, unary, s.mapToWire())
+}
+
+func (s *Server) mapToWire() *pb.GetShardMapResponse {
+	w := mapToWire(s.pages.Map())
+	w.Main = s.pages.Main()
+	return w
 }

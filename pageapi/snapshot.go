@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"everpage/pageapi/datadir"
+	pb "everpage/pageapi/pagepb/everpage/v1"
 	"everpage/wal/pg"
 )
 
@@ -35,8 +36,54 @@ func (c *Client) Snapshot(ctx context.Context, at Position) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	at.LSN = st.LSN
+	// Main may move while the snapshot is read: all of it is of the branch that main was.
+	at = Position{Branch: st.Branch, LSN: st.LSN}
+	if err := c.damageElsewhere(ctx, at, st); err != nil {
+		return nil, err
+	}
 	return &Snapshot{client: c, pos: at, state: st, segments: map[slruSegment][]byte{}}, nil
+}
+
+// damageWait bounds how long nodes are waited for that are asked for what they know of damage.
+const damageWait = 3 * time.Second
+
+// damageElsewhere adds the damage that other nodes know of: each knows that of its own shards. A node that doesn't answer is left out: its replicas' pages are
+// read from others.
+func (c *Client) damageElsewhere(ctx context.Context, at Position, st *ClusterState) error {
+	nodes, err := c.anyNodes(at)
+	if err != nil || len(nodes) < 2 {
+		return err
+	}
+	short, cancel := context.WithTimeout(ctx, damageWait)
+	defer cancel()
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	known := map[pg.PageKey]bool{}
+	for _, d := range st.Damage {
+		known[d.Key] = true
+	}
+	for _, n := range nodes {
+		if n.suspect.Load() {
+			continue
+		}
+		wg.Go(func() {
+			req := &pb.GetClusterStateRequest{At: positionToWire(at), TimeoutMs: timeoutMS(short)}
+			resp, err := n.pages.GetClusterState(short, req)
+			if err != nil || check(n.address, "GetClusterState", req, unary, resp) != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			for _, d := range damageFromWire(resp.Damage) {
+				if !known[d.Key] {
+					known[d.Key] = true
+					st.Damage = append(st.Damage, d)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return ctx.Err()
 }
 
 // LSN is the one that is read.

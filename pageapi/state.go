@@ -13,7 +13,7 @@ func stateToWire(st *ClusterState) (*pb.GetClusterStateResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &pb.GetClusterStateResponse{Lsn: uint64(st.LSN), ControlFile: control, TimelineHistory: st.TimelineHistory}
+	w := &pb.GetClusterStateResponse{Lsn: uint64(st.LSN), Branch: st.Branch, ControlFile: control, TimelineHistory: st.TimelineHistory}
 	for _, d := range st.Damage {
 		w.Damage = append(w.Damage, &pb.Damage{Rel: relToWire(d.Key.RelFork), Block: d.Key.Block, Since: uint64(d.Since), Reason: d.Reason})
 	}
@@ -38,17 +38,22 @@ func stateToWire(st *ClusterState) (*pb.GetClusterStateResponse, error) {
 	return w, nil
 }
 
+func damageFromWire(w []*pb.Damage) (list []Damage) {
+	for _, d := range w {
+		r := d.GetRel() // may be an SLRU's, which relFromWire refuses
+		rel := pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: r.GetSpc(), DB: r.GetDb(), Rel: r.GetRel()}, Fork: pg.ForkNumber(r.GetFork())}
+		list = append(list, Damage{Key: pg.PageKey{RelFork: rel, Block: d.Block}, Since: pg.LSN(d.Since), Reason: d.Reason})
+	}
+	return list
+}
+
 func stateFromWire(w *pb.GetClusterStateResponse) (*ClusterState, error) {
 	control, err := pg.ReadControl(w.ControlFile)
 	if err != nil {
 		return nil, err
 	}
-	st := &ClusterState{LSN: pg.LSN(w.Lsn), Cluster: datadir.Cluster{Control: control}, TimelineHistory: w.TimelineHistory}
-	for _, d := range w.Damage {
-		r := d.GetRel() // may be an SLRU's, which relFromWire refuses
-		rel := pg.RelFork{RelFileLocator: pg.RelFileLocator{Spc: r.GetSpc(), DB: r.GetDb(), Rel: r.GetRel()}, Fork: pg.ForkNumber(r.GetFork())}
-		st.Damage = append(st.Damage, Damage{Key: pg.PageKey{RelFork: rel, Block: d.Block}, Since: pg.LSN(d.Since), Reason: d.Reason})
-	}
+	st := &ClusterState{Branch: w.Branch, LSN: pg.LSN(w.Lsn), Cluster: datadir.Cluster{Control: control}, TimelineHistory: w.TimelineHistory}
+	st.Damage = damageFromWire(w.Damage)
 	c := &st.Cluster
 	for _, d := range w.Databases {
 		c.Databases = append(c.Databases, datadir.Database{Spc: d.Spc, DB: d.Db, Version: d.Version})

@@ -86,14 +86,16 @@ func heapBlock(rec *wal.Record, id uint8) (pg.PageKey, error) {
 	return b.PageKey, nil
 }
 
+// heapMainSizes are how much of the main data redo reads, by the operation.
+var heapMainSizes = [8]int{heapInsertSize, heapDeleteSize, heapUpdateSize, 0, heapUpdateSize, heapOffsetSize, heapLockSize, heapOffsetSize}
+
 // heapTouch adds the visibility map bits that a record clears without naming the map's page, whatever becomes of the heap page.
 func heapTouch(rec *wal.Record, _ *ControlState, ch *Changes) error {
 	op := rec.Info & heapOpMask
 	if op == heapTruncate {
 		return nil
 	}
-	sizes := [8]int{heapInsertSize, heapDeleteSize, heapUpdateSize, 0, heapUpdateSize, heapOffsetSize, heapLockSize, heapOffsetSize}
-	if err := trimMain(rec, ch, sizes[op>>4]); err != nil {
+	if err := trimMain(rec, ch, heapMainSizes[op>>4]); err != nil {
 		return err
 	}
 	key, err := heapBlock(rec, 0)

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 
 	"everpage/wal/pg"
 )
@@ -34,12 +33,9 @@ const (
 // MaxRecordLength is the longest record that any server can read back (MaxAllocSize), bytes.
 const MaxRecordLength = 1<<30 - 1
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // RecordCRC is the CRC-32C of a whole record, as its header should bear it. raw is at least RecordHeaderSize long.
 func RecordCRC(raw []byte) uint32 {
-	c := crc32.Update(0, castagnoli, raw[RecordHeaderSize:])
-	return crc32.Update(c, castagnoli, raw[:offCRC])
+	return pg.CRC32C(pg.CRC32C(0, raw[RecordHeaderSize:]), raw[:offCRC])
 }
 
 // imageBits are the flags of bimg_info that changed between majors.

@@ -12,7 +12,7 @@ import (
 	"everpage/wal/pg"
 )
 
-// SpoolOptions describe a spool. All but FS, From, AtLeast and History.Parents must be given.
+// SpoolOptions describe a spool. All but FS, From, Reserve, AtLeast and History.Parents must be given.
 type SpoolOptions struct {
 	FS          vfs.FS // nil: the disk
 	Dir         string // made if absent; spools of other timelines may share it
@@ -22,6 +22,7 @@ type SpoolOptions struct {
 	History     History // the spool's own timeline and its descent: every page must be of the timeline that this has there
 
 	From    pg.LSN // record boundary from which the WAL held is checked when the spool is opened. 0: all of it
+	Reserve int64  // bytes of a segment whose disk space is taken together, before they are written. 0: all of the segment
 	AtLeast pg.LSN // an end that the spool must still have, or opening fails: up to there its WAL was relied on
 }
 
@@ -57,8 +58,9 @@ type Spool struct {
 // spoolFile is a segment file held open.
 type spoolFile struct {
 	vfs.File
-	number uint64
-	used   atomic.Int64
+	number   uint64
+	used     atomic.Int64
+	reserved int64 // so much of it has disk space. For who appends
 }
 
 // maxSpoolFiles bounds the segment files held open for reading.
@@ -197,6 +199,9 @@ func (s *Spool) write(at pg.LSN, p []byte) (int, error) {
 		}
 	}
 	p = p[:min(len(p), int(uint32(size)-offset))]
+	if err := s.reserve(s.tail, int64(offset)+int64(len(p))); err != nil {
+		return 0, err
+	}
 	n, err := s.tail.WriteAt(p, int64(offset))
 	if err == nil && n != len(p) {
 		err = fmt.Errorf("%d of %d bytes written", n, len(p))

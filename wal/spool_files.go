@@ -39,8 +39,8 @@ func (s *Spool) startSegment(number uint64) error {
 	if err != nil {
 		return fmt.Errorf("creating WAL segment %s: %w", path, err)
 	}
-	if err := f.Preallocate(0, int64(s.opts.SegmentSize)); err != nil && !unsupported(err) {
-		err = fmt.Errorf("reserving %d bytes for WAL segment %s: %w", s.opts.SegmentSize, path, err)
+	made := &spoolFile{File: f, number: number}
+	if err := s.reserve(made, 1); err != nil {
 		return errors.Join(err, f.Close(), s.fs.Remove(path))
 	}
 	f.Close()
@@ -51,7 +51,26 @@ func (s *Spool) startSegment(number uint64) error {
 		f.Close()
 		return s.fail(err)
 	}
-	s.hold(&spoolFile{File: f, number: number}, true)
+	made.File = f
+	s.hold(made, true)
+	return nil
+}
+
+// reserve takes disk space for a segment's bytes up to an offset, and for those behind it that go with them.
+func (s *Spool) reserve(f *spoolFile, to int64) error {
+	if to <= f.reserved {
+		return nil
+	}
+	size := int64(s.opts.SegmentSize)
+	piece := size
+	if s.opts.Reserve > 0 {
+		piece = min(s.opts.Reserve, size)
+	}
+	end := min((to+piece-1)/piece*piece, size)
+	if err := f.Preallocate(f.reserved, end-f.reserved); err != nil && !unsupported(err) {
+		return fmt.Errorf("reserving %d bytes for WAL segment %s: %w", end-f.reserved, s.path(f.number), err)
+	}
+	f.reserved = end
 	return nil
 }
 

@@ -129,6 +129,7 @@ const (
 func (a *Archiver) Run(ctx context.Context, spool Spool) error {
 	a.use(spool)
 	defer a.use(nil)
+	a.since = time.Time{}
 	if err := a.persist(ctx, func() error { return a.begin(ctx, spool) }); err != nil {
 		return err
 	}
@@ -203,6 +204,15 @@ func (a *Archiver) begin(ctx context.Context, spool Spool) error {
 	if !ok {
 		begin = first
 	}
+	filled, err := a.fill(ctx, spool, inv.Gaps(tli, begin))
+	if err != nil {
+		return err
+	}
+	if filled {
+		if inv, err = list(ctx, a.opt.Store, id, id.timelineDir(tli)); err != nil {
+			return err
+		}
+	}
 	// The newest run of WAL without gaps is gone on with. What lies between it and the spool's start can't be had from this spool.
 	gaps := inv.Gaps(tli, begin)
 	run := begin
@@ -230,9 +240,25 @@ func (a *Archiver) begin(ctx context.Context, spool Spool) error {
 		a.pieces = append(a.pieces, o.name)
 	}
 	a.update(func(s *Status) {
-		s.Begin, s.End, s.Durable, s.Gaps, s.Moved = run, end, spool.Durable(), gaps, time.Now()
+		s.Begin, s.Durable, s.Gaps = run, spool.Durable(), gaps
 	})
-	return a.opt.Advance(ctx, end)
+	return a.moved(ctx, end)
+}
+
+// fill uploads what is missing between the WAL in the store and is in this spool: whoever gave it up for lost had not.
+func (a *Archiver) fill(ctx context.Context, spool Spool, gaps []Gap) (filled bool, err error) {
+	for _, g := range gaps {
+		from, to := max(g.Begin, spool.First()), min(g.End, spool.Durable())
+		if from >= to {
+			continue
+		}
+		a.opt.Log.Info("WAL that is missing in the store is here", "gap", g.String())
+		if err := a.copy(ctx, spool.DurableWAL(), from, to); err != nil {
+			return filled, err
+		}
+		filled = true
+	}
+	return filled, nil
 }
 
 // bridge uploads WAL that others have: whoever leads now may have joined when the store was away.
@@ -245,6 +271,11 @@ func (a *Archiver) bridge(ctx context.Context, from, to pg.LSN) error {
 		return err
 	}
 	defer done()
+	return a.copy(ctx, src, from, to)
+}
+
+// copy uploads WAL of any number of segments.
+func (a *Archiver) copy(ctx context.Context, src wal.Source, from, to pg.LSN) error {
 	size := a.opt.ID.SegmentSize
 	for at := from; at < to; {
 		stop := min(size.Start(size.Number(at)+1), to)
@@ -262,29 +293,31 @@ func (a *Archiver) gather(ctx context.Context, spool Spool, end pg.LSN) (bool, e
 	size := a.opt.ID.SegmentSize
 	boundary := size.Start(size.Number(end) + 1)
 	due, cancel := context.WithTimeout(ctx, a.opt.Every-time.Since(a.Status().Moved))
-	defer cancel()
+	hurried := false
 	watching := make(chan struct{})
 	go func() {
 		defer close(watching)
 		select {
 		case <-a.hurry:
+			hurried = true
 			cancel()
 		case <-due.Done():
 		}
 	}()
-	defer func() { cancel(); <-watching }()
-	for spool.Durable() < boundary {
-		err := spool.WaitDurable(due, max(spool.Durable(), end))
-		switch {
-		case ctx.Err() != nil:
-			return false, context.Cause(ctx)
-		case due.Err() != nil:
-			return true, nil
-		case err != nil:
-			return false, err
-		}
+	var err error
+	for err == nil && due.Err() == nil && spool.Durable() < boundary {
+		err = spool.WaitDurable(due, max(spool.Durable(), end))
 	}
-	return false, nil
+	late := due.Err() != nil
+	cancel()
+	<-watching
+	switch {
+	case ctx.Err() != nil:
+		return false, context.Cause(ctx)
+	case late || hurried: // also where a segment became whole just then: nobody hurries again
+		return true, nil
+	}
+	return false, err
 }
 
 // upload brings the store up to what is durable now: whole segments, and the newest WAL behind them where it is due.

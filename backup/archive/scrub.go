@@ -27,13 +27,24 @@ func (inv *Inventory) Scrub(ctx context.Context, s store.Store) ([]Damage, error
 	}
 	slices.SortFunc(objects, func(a, b object) int { return strings.Compare(a.name, b.name) })
 	var found []Damage
+	var gone []object
 	for _, o := range objects {
 		err := read(ctx, io.Discard, s, inv.ID, o)
+		if errors.Is(err, store.ErrNotExist) {
+			gone = append(gone, o)
+			continue
+		}
 		if err != nil && store.Temporary(err) && !errors.Is(err, store.ErrTruncated) {
 			return found, err
 		}
 		if err != nil {
 			found = append(found, Damage{o.name, err})
+		}
+	}
+	if len(gone) > 0 {
+		lost, err := inv.lost(ctx, s, gone)
+		if found = append(found, lost...); err != nil {
+			return found, err
 		}
 	}
 	for tli := range inv.histories {
@@ -52,6 +63,73 @@ func (inv *Inventory) Scrub(ctx context.Context, s store.Store) ([]Damage, error
 	return found, nil
 }
 
+// lost judges objects that went while others were read. Pieces go when their segment is whole, and what lies before all the rest was collected.
+func (inv *Inventory) lost(ctx context.Context, s store.Store, gone []object) (found []Damage, err error) {
+	now, err := List(ctx, s, inv.ID)
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]bool{}
+	for _, o := range gone {
+		if now.beginsBehind(o) {
+			continue
+		}
+		k := key{o.timeline, o.number}
+		if !now.covers(k, o) {
+			found = append(found, Damage{o.name, &store.Error{Op: "get", Name: o.name, Kind: store.ErrNotExist}})
+			continue
+		}
+		for _, n := range now.segments[k] {
+			if seen[n.name] || slices.ContainsFunc(inv.segments[k], func(old object) bool { return old.name == n.name }) {
+				continue
+			}
+			seen[n.name] = true
+			if err := read(ctx, io.Discard, s, inv.ID, n); err != nil {
+				if store.Temporary(err) && !errors.Is(err, store.ErrTruncated) {
+					return found, err
+				}
+				found = append(found, Damage{n.name, err})
+			}
+		}
+	}
+	return found, nil
+}
+
+// beginsBehind tells whether all WAL of an object's timeline, or of all of them where there is none of it, begins behind the object.
+func (inv *Inventory) beginsBehind(o object) bool {
+	timelines := []pg.TimelineID{o.timeline}
+	if _, ok := inv.First(o.timeline); !ok {
+		timelines = inv.Timelines()
+	}
+	any := false
+	for _, tli := range timelines {
+		if first, ok := inv.First(tli); ok {
+			if first < o.end(inv.ID.SegmentSize) {
+				return false
+			}
+			any = true
+		}
+	}
+	return any
+}
+
+// covers tells whether there is all of an object's WAL in other objects.
+func (inv *Inventory) covers(k key, o object) bool {
+	at, end := o.from, o.to
+	if o.whole() {
+		end = uint32(inv.ID.SegmentSize)
+	}
+	for _, p := range inv.segments[k] {
+		if p.whole() {
+			return true
+		}
+		if p.from <= at {
+			at = max(at, p.to)
+		}
+	}
+	return at >= end
+}
+
 // Obsolete names the objects that nobody reads any more: pieces of segments that are there as a whole.
 func (inv *Inventory) Obsolete() []string {
 	var out []string
@@ -67,7 +145,8 @@ func (inv *Inventory) Obsolete() []string {
 	return out
 }
 
-// Before lists the objects whose WAL ends at or before an LSN, and obsolete pieces, all older than a time.
+// Before lists the objects of segments that lie before the one with the last byte before an LSN, and obsolete pieces, all older than a time. Whoever goes on at the
+// LSN, which may be where a segment ends, shows by that byte's page that the primary is the same.
 func Before(ctx context.Context, s store.Store, id ID, lsn pg.LSN, older time.Time) (list []store.Info, err error) {
 	inv := &Inventory{ID: id, segments: map[key][]object{}, histories: map[pg.TimelineID]bool{}}
 	infos := map[string]store.Info{}
@@ -78,7 +157,7 @@ func Before(ctx context.Context, s store.Store, id ID, lsn pg.LSN, older time.Ti
 		}
 		inv.add(o)
 		infos[i.Name] = i
-		if o.end(id.SegmentSize) <= id.SegmentSize.Floor(lsn) && i.Modified.Before(older) {
+		if o.end(id.SegmentSize) <= id.SegmentSize.Floor(max(lsn, 1)-1) && i.Modified.Before(older) {
 			list = append(list, i)
 		}
 		return nil

@@ -40,6 +40,7 @@ type S3Options struct {
 
 	Attempts int           // of one request, 5
 	Backoff  time.Duration // at most, between two of them, 5 s
+	Stall    time.Duration // for which a body may bring nothing until it is given up, 60 s
 	PartSize int64         // bodies above it go in parts, 32 MiB
 }
 
@@ -67,6 +68,9 @@ func OpenS3(ctx context.Context, opt S3Options) (*S3, error) {
 	}
 	if opt.Backoff == 0 {
 		opt.Backoff = 5 * time.Second
+	}
+	if opt.Stall == 0 {
+		opt.Stall = 60 * time.Second
 	}
 	client, err := newClient(opt.CA)
 	if err != nil {
@@ -290,8 +294,11 @@ func (s *S3) Get(ctx context.Context, name string, offset, length int64) (io.Rea
 	case offset > 0:
 		in.Range = aws.String(fmt.Sprintf("bytes=%d-", offset))
 	}
+	// A body that stops coming is given up, so that whoever reads can begin anew: the connection alone would be waited for without end.
+	ctx, cancel := context.WithCancelCause(ctx)
 	out, err := s.client.GetObject(ctx, in)
 	if err != nil {
+		cancel(nil)
 		var api smithy.APIError
 		if errors.As(err, &api) && api.ErrorCode() == "InvalidRange" {
 			return nil, &Error{Op: "get", Name: name, Kind: ErrTruncated, Err: fmt.Errorf("it has no byte %d", offset)}
@@ -299,18 +306,43 @@ func (s *S3) Get(ctx context.Context, name string, offset, length int64) (io.Rea
 		return nil, s3Error("get", name, err)
 	}
 	if in.Range != nil && !strings.HasPrefix(aws.ToString(out.ContentRange), fmt.Sprintf("bytes %d-", offset)) {
+		cancel(nil)
 		out.Body.Close()
 		return nil, &Error{Op: "get", Name: name, Kind: ErrUnavailable, Err: fmt.Errorf("the service answered the range %q with %q", *in.Range, aws.ToString(out.ContentRange))}
 	}
 	if length < 0 && out.ContentLength != nil {
 		length = *out.ContentLength
 	}
-	return &exactly{ReadCloser: out.Body, name: name, length: length, wrap: func(err error) error {
+	body := &guarded{ReadCloser: out.Body, stall: s.opt.Stall, cancel: cancel}
+	return &exactly{ReadCloser: body, name: name, length: length, wrap: func(err error) error {
+		if context.Cause(ctx) == errStalled {
+			return &Error{Op: "get", Name: name, Kind: ErrUnavailable, Err: errStalled}
+		}
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			return &Error{Op: "get", Name: name, Kind: ErrTruncated, Err: err}
 		}
 		return s3Error("get", name, err)
 	}}, nil
+}
+
+var errStalled = errors.New("the service sends nothing any more")
+
+// guarded is a body of which each read has a bounded time.
+type guarded struct {
+	io.ReadCloser
+	stall  time.Duration
+	cancel context.CancelCauseFunc
+}
+
+func (g *guarded) Read(p []byte) (int, error) {
+	t := time.AfterFunc(g.stall, func() { g.cancel(errStalled) })
+	defer t.Stop()
+	return g.ReadCloser.Read(p)
+}
+
+func (g *guarded) Close() error {
+	g.cancel(nil)
+	return g.ReadCloser.Close()
 }
 
 // Stat implements Store.
@@ -342,6 +374,10 @@ func (s *S3) List(ctx context.Context, prefix string, fn func(Info) error) error
 	pages := s3.NewListObjectsV2Paginator(s.client, &s3.ListObjectsV2Input{Bucket: &s.opt.Bucket, Prefix: s.key(prefix)})
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
+		// The library makes requests again that are refused or get lost, but not those whose answer breaks off.
+		for try := 1; errors.As(err, new(*smithy.DeserializationError)) && try < s.opt.Attempts && ctx.Err() == nil; try++ {
+			page, err = pages.NextPage(ctx)
+		}
 		if err != nil {
 			return s3Error("list", prefix, err)
 		}

@@ -304,9 +304,42 @@ func TestServiceFaults(t *testing.T) {
 	if _, err := store.ReadAll(t.Context(), s, "x", 0, -1); !errors.Is(err, store.ErrTruncated) {
 		t.Errorf("a body cut in the middle: %v", err)
 	}
+	answer = func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		w.Write(make([]byte, 50))
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	}
+	hasty, err := store.OpenS3(t.Context(), store.S3Options{Bucket: "b", Endpoint: server.URL, PathStyle: true, Stall: 200 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.ReadAll(t.Context(), hasty, "x", 0, -1); !errors.Is(err, store.ErrUnavailable) || !strings.Contains(err.Error(), "sends nothing any more") {
+		t.Errorf("a body that stops coming: %v", err)
+	}
 	answer = func(w http.ResponseWriter, r *http.Request) { w.Write(make([]byte, 100)) }
 	if _, err := store.ReadAll(t.Context(), s, "x", 10, 20); err == nil {
 		t.Error("a service that ignores ranges was believed")
+	}
+	const listing = `<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>x</Key><Size>1</Size></Contents></ListBucketResult>`
+	cut := 2
+	answer = func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(listing)))
+		if calls <= cut {
+			w.Write([]byte(listing[:len(listing)/2]))
+			return
+		}
+		w.Write([]byte(listing))
+	}
+	calls = 0
+	var names []string
+	name := func(i store.Info) error { names = append(names, i.Name); return nil }
+	if err := s.List(t.Context(), "", name); err != nil || len(names) != 1 || calls != 3 {
+		t.Errorf("a listing that is cut twice: %v, %v, %d calls", names, err, calls)
+	}
+	calls, cut, names = 0, 100, nil
+	if err := s.List(t.Context(), "", name); !errors.Is(err, store.ErrUnavailable) || len(names) != 0 || calls != 3 {
+		t.Errorf("a listing that is always cut: %v, %v, %d calls", names, err, calls)
 	}
 	server.Close()
 	if _, err := s.Stat(t.Context(), "x"); !errors.Is(err, store.ErrUnavailable) {

@@ -5,6 +5,8 @@ import (
 
 	"everpage/chunk/verify"
 	"everpage/deploy/workload"
+	"everpage/redo"
+	"everpage/wal"
 )
 
 // However a corpus is kept, and whether or not its records bore check images, every reader sees the same.
@@ -49,7 +51,14 @@ func TestDigestDependsOnTheWALOnly(t *testing.T) {
 func TestDigestShowsFaults(t *testing.T) {
 	files := tpcb(t)
 	want := ""
-	for i, o := range []verify.Options{{}, {FaultChanges: dropOneVersion()}} {
+	// One alone may be one that an image follows before the next LSN that the digest looks at.
+	n := 0
+	drop := func(_ *wal.Record, ch *redo.Changes) {
+		if n++; n > 5000 && n%100 == 0 && n < 8000 {
+			ch.Pages = ch.Pages[:0]
+		}
+	}
+	for i, o := range []verify.Options{{}, {FaultChanges: drop}} {
 		o.Base, o.WAL, o.Digest, o.Strip = files.Base, files.WAL, true, true
 		report, err := verify.Run(t.Context(), o)
 		if err != nil {
@@ -58,7 +67,7 @@ func TestDigestShowsFaults(t *testing.T) {
 		if i == 0 {
 			want = report.Digest
 		} else if report.Digest == want {
-			t.Error("the digest is the same without one of the versions")
+			t.Error("the digest is the same without some of the versions")
 		}
 	}
 }

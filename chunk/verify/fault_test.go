@@ -176,10 +176,10 @@ func TestFaultsBeyondPages(t *testing.T) {
 		},
 	})
 	expect(t, found, "final pg_xact", "final pg_multixact/offsets", "final pg_multixact/members", "final pg_commit_ts", "final relation map",
-		"final state of prepared", "final PG_VERSION", "final tablespace", "final pg_control", "final 1663/5/")
+		"final state of prepared", "final PG_VERSION", "final tablespace", "final replication origin", "final pg_control", "final 1663/5/")
 }
 
-// Drops and truncations that are forgotten leave more than the primary has.
+// Drops and truncations that are forgotten leave more than the primary has. A page of the commit log that is begun where another one is leaves less.
 func TestForgottenDrops(t *testing.T) {
 	files := corpus(t, 15, workload.Mixed)
 	var dropped string
@@ -196,23 +196,16 @@ func TestForgottenDrops(t *testing.T) {
 			ch.Sizes = kept
 			ch.DropDatabases = ch.DropDatabases[:0]
 			ch.SLRUTruncates = ch.SLRUTruncates[:0]
+			if rec.Rmgr == wal.RmCLOG {
+				for i := range ch.Pages {
+					c := &ch.Pages[i]
+					c.Key.Block--
+					c.Delta.Key = c.Key
+				}
+			}
 		}})
 	if dropped == "" {
 		t.Fatal("nothing is dropped in this corpus")
 	}
-	expect(t, found, "final 16384/", "final 1663/5/", "final pg_commit_ts/")
-}
-
-// dropOneVersion leaves out what the 5000th record changes, or the first one after that with pages.
-func dropOneVersion() func(rec *wal.Record, ch *redo.Changes) {
-	n := 0
-	return func(_ *wal.Record, ch *redo.Changes) {
-		if n++; n == 5000 {
-			if len(ch.Pages) == 0 {
-				n--
-				return
-			}
-			ch.Pages = ch.Pages[:0]
-		}
-	}
+	expect(t, found, "final 16384/", "final 1663/5/", "final pg_commit_ts/", "final pg_xact page")
 }

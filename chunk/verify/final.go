@@ -80,6 +80,7 @@ const (
 	tolVMMissing = "visibility bits lost by CREATE DATABASE"
 	tolSequence  = "sequence values logged ahead"
 	tolSPGist    = "SP-GiST metapage cache"
+	tolBloomInit = "bloom metapage of an unlogged table, which 16 and later do not log"
 	tolBeyond    = "SLRU bytes beyond the next id"
 	tolMoved     = "tablespace in another place, as in a copied directory"
 	tolOrigin    = "replication origin that nothing was replayed from"
@@ -246,6 +247,9 @@ func (f *final) block(key pg.PageKey, size uint32, theirs pg.Page) error {
 		return nil
 	case theirs.IsZero() && key.Block >= size, ours.IsZero() && theirs.IsNew():
 		f.rep.Tolerated[tolZero]++
+		return nil
+	case f.control.Major >= 16 && key.Block >= size && unloggedBloom(key, theirs):
+		f.rep.Tolerated[tolBloomInit]++
 		return nil
 	}
 	kind := kindOf(theirs)

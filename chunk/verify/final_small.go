@@ -113,7 +113,7 @@ func (f *final) slru(b stream.BackupFile, kind pg.File) error {
 		if at < 0 {
 			continue
 		}
-		if f.beyond(kind.SLRU, key.Block, at) {
+		if f.beyond(kind.SLRU, key.Block, at, ours[at]^theirs[at]) {
 			f.rep.Tolerated[tolBeyond]++
 			continue
 		}
@@ -122,13 +122,19 @@ func (f *final) slru(b stream.BackupFile, kind pg.File) error {
 	return nil
 }
 
-// beyond tells whether an offset of an SLRU page belongs to an id that was not given out yet.
-func (f *final) beyond(slru pg.SLRU, page uint32, offset int) bool {
+// beyond tells whether what differs at an offset of an SLRU page, and so all behind it, belongs to ids that were not given out yet.
+func (f *final) beyond(slru pg.SLRU, page uint32, offset int, differ byte) bool {
 	entry := func(perPage, id uint32) bool { return id >= page*perPage && page == id/perPage }
 	switch slru {
 	case pg.Xact:
 		next := f.ourCtl.Copy.NextXID.XID()
-		return entry(pg.XactsPerPage, next) && uint32(offset)*4+3 >= next%pg.XactsPerPage
+		first, left := uint32(offset)*4, next%pg.XactsPerPage
+		if first < left && left-first < 4 {
+			differ &= 1<<(2*(left-first)) - 1 // of the byte's four transactions those that were given out
+		} else if first >= left {
+			differ = 0
+		}
+		return entry(pg.XactsPerPage, next) && differ == 0
 	case pg.CommitTs:
 		next := f.ourCtl.Copy.NextXID.XID()
 		return entry(pg.CommitTsPerPage, next) && uint32(offset)/pg.CommitTsEntrySize >= next%pg.CommitTsPerPage

@@ -32,7 +32,8 @@ type event struct {
 	rec   wal.Record // without blocks and main data
 	blk   wal.Block
 	name  string
-	made  bool // by a redo function, not by an image
+	form  string // redo.RareForm
+	made  bool   // by a redo function, not by an image
 	clear []byte
 
 	result  redo.Check
@@ -52,12 +53,14 @@ type vmBit struct {
 func (r *run) watch(rec *wal.Record, ch *redo.Changes) error {
 	name := rec.Rmgr.String() + "/" + redo.RecordName(rec.Major, rec.Rmgr, rec.Info)
 	t := r.report.of(name)
-	t.Records++
-	t.fresh = true
-	for _, d := range ch.Damaged {
-		if t.Records == 1 {
-			r.report.unknown(fmt.Sprintf("%s: %v", name, d.Err))
-		}
+	t.count()
+	form := redo.RareForm(rec)
+	if form != "" {
+		entryOf(r.report.Forms, form).count()
+	}
+	if len(ch.Damaged) > 0 && !t.unknown {
+		t.unknown = true
+		r.report.unknown(fmt.Sprintf("%s at %s: %v", name, rec.Start, ch.Damaged[0].Err))
 	}
 	if r.o.Progress != nil {
 		r.o.Progress(rec.End, 0)
@@ -78,7 +81,7 @@ func (r *run) watch(rec *wal.Record, ch *redo.Changes) error {
 		if !b.HasImage || b.Image.Apply {
 			continue
 		}
-		e := event{rec: *rec, blk: *b, name: name, made: made(ch, b.PageKey)}
+		e := event{rec: *rec, blk: *b, name: name, form: form, made: made(ch, b.PageKey)}
 		e.rec.Blocks, e.rec.Main = nil, nil
 		e.blk.Data = nil
 		e.blk.Image.Data = im.keep(b.Image.Data)
@@ -153,7 +156,7 @@ func (im *images) settle(ctx context.Context, r *run, e *event) error {
 		}
 		return nil
 	}
-	m := Mismatch{LSN: e.rec.End, Record: e.name, Page: e.blk.PageKey.String()}
+	m := Mismatch{LSN: e.rec.End, Record: e.name, Page: e.blk.PageKey.String(), form: e.form}
 	var damaged *chunk.DamagedError
 	switch {
 	case errors.As(e.err, &damaged):
@@ -171,6 +174,9 @@ func (im *images) settle(ctx context.Context, r *run, e *event) error {
 		if e.made {
 			rep.Compared++
 			rep.of(e.name).Pages++
+			if e.form != "" {
+				entryOf(rep.Forms, e.form).Pages++
+			}
 		}
 		if e.blk.Fork == pg.VMFork {
 			rep.VMCompared++

@@ -66,11 +66,15 @@ var kindRmgrs = map[pageKind]wal.Rmgr{
 }
 
 // B-tree: the metapage's vacuum counters are set without WAL. GiST: redo marks deleted tuples, the primary doesn't.
+// Bloom: 16 and later make the init fork's metapage with a generic record, which is not written for an unlogged table. The fork's creation is
+// logged, so a stock standby has it without its block, and reading the index fails there after a promotion until REINDEX.
 const (
 	btreeMetaFlag      = 1 << 3
 	btreeMetaCounters  = 28 // offset of btm_last_cleanup_num_delpages behind the page header, 16 bytes with the tuple count
 	gistTuplesDeleted  = 1 << 2
-	sequenceValueBytes = 17 // last_value, log_cnt, is_called
+	bloomMetaFlag      = 1 << 0
+	bloomMagic         = 0xDBAC0DED // behind the page header
+	sequenceValueBytes = 17         // last_value, log_cnt, is_called
 )
 
 func maskKind(kind pageKind, p pg.Page, key pg.PageKey) error {
@@ -108,4 +112,10 @@ func spgistCacheOnly(a, b pg.Page) bool {
 	const magicEnd = pg.PageHeaderSize + 4
 	lower := int(a.Lower())
 	return a.Lower() == b.Lower() && lower >= magicEnd && bytes.Equal(a[:magicEnd], b[:magicEnd]) && bytes.Equal(a[lower:], b[lower:])
+}
+
+// unloggedBloom tells whether a page is the metapage in the init fork of a bloom index, and one that no record has stamped with its LSN.
+func unloggedBloom(key pg.PageKey, p pg.Page) bool {
+	return key.Fork == pg.InitFork && key.Block == 0 && p.LSN() == 0 && kindOf(p) == pageBloom &&
+		binary.LittleEndian.Uint16(p[int(p.Special())+2:])&bloomMetaFlag != 0 && binary.LittleEndian.Uint32(p[pg.PageHeaderSize:]) == bloomMagic
 }

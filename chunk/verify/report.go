@@ -15,6 +15,7 @@ type Report struct {
 	Records   uint64   `json:"records"`
 
 	Types map[string]*TypeReport `json:"types"` // by resource manager and record type
+	Forms map[string]*TypeReport `json:"forms"` // those of redo.RareForm; they are in Types, too
 
 	Compared   uint64     `json:"compared"` // pages that redo made and that equal the primary's after-image
 	Mismatches uint64     `json:"mismatches"`
@@ -35,7 +36,7 @@ type Report struct {
 	found func(m Mismatch)
 }
 
-// TypeReport counts one record type.
+// TypeReport counts one record type, or one rare form of it.
 type TypeReport struct {
 	Records    uint64 `json:"records"`
 	Pages      uint64 `json:"pages"` // compared and equal
@@ -43,7 +44,13 @@ type TypeReport struct {
 	// Stops counts the LSNs of Options.Stops and Options.Final that have such a record since the one before: what it left beside pages was compared there.
 	Stops uint64 `json:"stops,omitempty"`
 
-	fresh bool // there was one since the last stop
+	fresh   bool // there was one since the last stop
+	unknown bool // one was not understood, and told
+}
+
+func (t *TypeReport) count() {
+	t.Records++
+	t.fresh = true
 }
 
 // Mismatch is a page of ours that differs from PostgreSQL's.
@@ -55,6 +62,8 @@ type Mismatch struct {
 	Ours   string `json:"ours"`   // bytes from there on, hexadecimal
 	Theirs string `json:"theirs"`
 	Text   string `json:"text,omitempty"`
+
+	form string // redo.RareForm of the record
 }
 
 // FinalReport is the comparison with the data directory that was stopped at the end.
@@ -73,11 +82,13 @@ func (r *Report) OK() bool {
 	return r.Mismatches == 0 && len(r.Violations) == 0 && len(r.Unknown) == 0 && r.Damaged == 0 && len(r.DamagedInBase) == 0
 }
 
-func (r *Report) of(record string) *TypeReport {
-	t := r.Types[record]
+func (r *Report) of(record string) *TypeReport { return entryOf(r.Types, record) }
+
+func entryOf(all map[string]*TypeReport, name string) *TypeReport {
+	t := all[name]
 	if t == nil {
 		t = &TypeReport{}
-		r.Types[record] = t
+		all[name] = t
 	}
 	return t
 }
@@ -85,6 +96,9 @@ func (r *Report) of(record string) *TypeReport {
 func (r *Report) mismatch(m Mismatch) {
 	r.Mismatches++
 	if t := r.Types[m.Record]; t != nil {
+		t.Mismatches++
+	}
+	if t := r.Forms[m.form]; t != nil {
 		t.Mismatches++
 	}
 	if r.found != nil {

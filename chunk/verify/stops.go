@@ -42,13 +42,15 @@ func (r *run) watchStops(rec *wal.Record) {
 	}
 }
 
-// settleStop counts the types that have had a record since the last LSN that is compared.
+// settleStop counts the types and forms that have had a record since the last LSN that is compared.
 func (r *run) settleStop() {
-	for _, t := range r.report.Types {
-		if t.fresh {
-			t.Stops++
+	for _, all := range []map[string]*TypeReport{r.report.Types, r.report.Forms} {
+		for _, t := range all {
+			if t.fresh {
+				t.Stops++
+			}
+			t.fresh = false
 		}
-		t.fresh = false
 	}
 }
 

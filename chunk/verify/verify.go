@@ -50,7 +50,7 @@ type Options struct {
 
 // Run verifies. The report is valid, as far as it got, even with an error; a mismatch is in the report and no error.
 func Run(ctx context.Context, o Options) (report *Report, err error) {
-	report = &Report{Types: map[string]*TypeReport{}, found: o.Found}
+	report = &Report{Types: map[string]*TypeReport{}, Forms: map[string]*TypeReport{}, found: o.Found}
 	if o.Store == "" {
 		dir, err := os.MkdirTemp("", "everpage-verify-")
 		if err != nil {

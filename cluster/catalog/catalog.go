@@ -221,14 +221,15 @@ func appendBlocks(blocks [][]record, records []record) [][]record {
 // Without is the catalog without the chunks for which forget says so: those of a branch that is gone, or that were dropped below the horizon.
 func (c *Catalog) Without(forget func(Entry) bool) *Catalog {
 	next := &Catalog{}
+	gone := func(r record) bool { return forget(r.entry()) }
 	for _, block := range c.blocks {
-		kept := slices.DeleteFunc(slices.Clone(block), func(r record) bool { return forget(r.entry()) })
-		switch {
-		case len(kept) == len(block):
+		if !slices.ContainsFunc(block, gone) {
 			next.blocks = append(next.blocks, block)
-		case len(kept) > 0:
-			next.blocks = append(next.blocks, slices.Clip(kept))
+			next.n += len(block)
+			continue
 		}
+		kept := slices.DeleteFunc(slices.Clone(block), gone)
+		next.blocks = appendBlocks(next.blocks, kept)
 		next.n += len(kept)
 	}
 	return next

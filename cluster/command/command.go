@@ -90,5 +90,14 @@ func Decode(b []byte) (Command, error) {
 	return c, nil
 }
 
+// IsReport tells whether a log entry is a ReportChunks.
+func IsReport(b []byte) bool {
+	if len(b) == 0 || b[0] != Version {
+		return false
+	}
+	kind, _ := binary.Uvarint(b[1:])
+	return Kind(kind) == kindReportChunks
+}
+
 // Name is the command's name, for logs and messages.
 func Name(c Command) string { return reflect.TypeOf(c).Elem().Name() }

@@ -33,7 +33,7 @@ const (
 	kindEndLeases
 	kindForgetSlot
 	kindSync
-	kindCatalog // reserved for batches of changes to the chunk catalog
+	kindReportChunks
 	kindSetHole
 	kindLoseReplica
 	kindSetStore
@@ -41,6 +41,7 @@ const (
 	kindSplitChunk
 	kindUnsplitChunk
 	kindForkBranch
+	kindCollectObjects
 )
 
 // known are all commands, once each.
@@ -48,6 +49,7 @@ var known = []Command{
 	&MakeCluster{}, &PutNode{}, &SetNodeState{}, &RemoveNode{}, &SetReplicas{}, &Attach{}, &Detach{}, &TakeImport{}, &SetBranch{}, &DropBranches{}, &ReserveTimeline{},
 	&AddReplica{}, &ReplicaReady{}, &DropReplica{}, &OrderReplicas{}, &SetManifest{}, &SetRetention{}, &PlanHorizon{}, &ApplyHorizon{}, &Lease{}, &EndLeases{},
 	&ForgetSlot{}, &Sync{}, &SetHole{}, &LoseReplica{}, &SetStore{}, &KeepReplica{}, &SplitChunk{}, &UnsplitChunk{}, &ForkBranch{},
+	&ReportChunks{}, &CollectObjects{},
 }
 
 // types are the known commands by kind.
@@ -113,6 +115,8 @@ type Attach struct {
 	WALSegmentSize   uint32
 	Importer         string   // node id that takes the base backup, if one is needed
 	Slots            []string // that the nodes have or make there: those of them that were left are in use again
+	// Former are slots there of a cluster that this one took the place of, and that nobody uses any more.
+	Former []string `json:",omitempty"`
 }
 
 // Detach ends following. The slots that nodes have there are to be dropped.
@@ -250,7 +254,13 @@ type SetManifest struct {
 	Epoch    uint64
 	Old, New string
 	LSN      pg.LSN // up to which the store has the shard
+	// OldestUS is when the first of the objects that New needs and Old doesn't was written, in µs since 1970 by the store's clock; 0: there is none. It is refused
+	// where CollectObjects said that objects of that age go.
+	OldestUS int64 `json:",omitempty"`
 }
+
+// CollectObjects announces that objects which were written to the store before then, by its clock, are deleted unless a manifest that is current now needs them.
+type CollectObjects struct{ BeforeUS int64 }
 
 // SetRetention sets how long history is kept, or how many bytes of WAL it spans: one of the two. Both 0: for ever.
 type SetRetention struct {
@@ -290,6 +300,9 @@ type ForgetSlot struct{ Slot string }
 // Sync changes nothing: whoever sees it applied sees all that was agreed before it was proposed.
 type Sync struct{}
 
+// ReportChunks tells what the owners of chunks have seen of them: reports as package catalog packs them, sorted, each chunk once.
+type ReportChunks struct{ Reports []byte }
+
 // SetStore names the store that backups go to.
 type SetStore struct{ URL string }
 
@@ -323,3 +336,5 @@ func (*KeepReplica) kind() Kind     { return kindKeepReplica }
 func (*SplitChunk) kind() Kind      { return kindSplitChunk }
 func (*UnsplitChunk) kind() Kind    { return kindUnsplitChunk }
 func (*ForkBranch) kind() Kind      { return kindForkBranch }
+func (*ReportChunks) kind() Kind    { return kindReportChunks }
+func (*CollectObjects) kind() Kind  { return kindCollectObjects }

@@ -41,7 +41,7 @@ func (s *State) Alone(node, id string, slot func(name string) (string, error)) (
 		if err != nil {
 			return nil, err
 		}
-		next.Left = append(slices.DeleteFunc(next.Left, func(l LeftSlot) bool { return l.Slot == name }), LeftSlot{name, s.Follow.Conninfo, s.Follow.Primary})
+		next.Left = append(slices.DeleteFunc(next.Left, func(l LeftSlot) bool { return l.Slot == name }), LeftSlot{Slot: name, Conninfo: s.Follow.Conninfo, Primary: s.Follow.Primary})
 	}
 	if s.Follow.Importer != "" {
 		next.Follow.Importer = node

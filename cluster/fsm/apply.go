@@ -87,6 +87,9 @@ func (s *State) apply(c command.Command) (any, error) {
 		return nil, nil
 	case *command.SetManifest:
 		return nil, s.setManifest(c)
+	case *command.CollectObjects:
+		s.CollectedUS = max(s.CollectedUS, c.BeforeUS)
+		return nil, nil
 	case *command.SetRetention:
 		return nil, s.setRetention(c)
 	case *command.PlanHorizon:
@@ -100,6 +103,8 @@ func (s *State) apply(c command.Command) (any, error) {
 			return slices.Contains(c.Leases, l.Number) && (c.Before == 0 || l.Renewed < c.Before)
 		})
 		return nil, nil
+	case *command.ReportChunks:
+		return nil, s.reportChunks(c)
 	case *command.Sync:
 		return nil, nil
 	}
@@ -234,7 +239,7 @@ func (s *State) removeNode(c *command.RemoveNode) error {
 	}
 	s.Nodes = slices.DeleteFunc(slices.Clone(s.Nodes), func(x Node) bool { return x.ID == c.ID })
 	if c.Slot != "" && s.Follow.Conninfo != "" {
-		s.Left = append(slices.Clone(s.Left), LeftSlot{c.Slot, s.Follow.Conninfo, s.Follow.Primary})
+		s.Left = append(slices.Clone(s.Left), LeftSlot{Slot: c.Slot, Conninfo: s.Follow.Conninfo, Primary: s.Follow.Primary})
 	}
 	if s.Follow.Importer == c.ID {
 		s.Follow.Importer = ""

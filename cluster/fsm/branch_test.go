@@ -1,11 +1,13 @@
 package fsm
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 	"testing"
 
 	"everpage/cluster/command"
+	"everpage/wal/pg"
 )
 
 // line is a state machine that a test drives.
@@ -106,4 +108,45 @@ func TestHoleIsImportedAnew(t *testing.T) {
 	if l.s.Main != 2 || l.s.Follow.Hole != "" || l.s.Follow.Importer != "" || !strings.Contains(l.s.Branch(1).Hole, "WAL is missing; branch 2 begins") {
 		t.Fatalf("main %d, follow %+v, old branch %+v", l.s.Main, l.s.Follow, l.s.Branch(1))
 	}
+}
+
+// Slots of a cluster that this one took the place of are to be dropped, unless a node has them again.
+func TestFormerSlots(t *testing.T) {
+	l := followed(t)
+	again := command.Attach{Conninfo: "d", Primary: "p", SystemIdentifier: 5, Major: 15, WALSegmentSize: 1 << 24, Importer: "a", Former: []string{"x", "y"}}
+	l.must(&again)
+	if len(l.s.Left) != 2 || l.s.Left[0] != (LeftSlot{Slot: "x", Conninfo: "d", Primary: "p", Former: true}) {
+		t.Fatalf("left are %+v", l.s.Left)
+	}
+	l.must(&command.ForgetSlot{Slot: "x"})
+	again.Conninfo, again.Former, again.Slots = "e", nil, []string{"y"}
+	l.must(&again)
+	if len(l.s.Left) != 0 {
+		t.Fatalf("left are %+v", l.s.Left)
+	}
+}
+
+// A manifest that needs objects as old as what is collected is refused, and not one that is current already.
+func TestManifestsOfCollectedObjects(t *testing.T) {
+	l := followed(t)
+	set := func(old, next string, lsn pg.LSN, written int64) *command.SetManifest {
+		return &command.SetManifest{Branch: 1, Shard: 0, Epoch: l.s.Map[0].Epoch, Old: old, New: next, LSN: lsn, OldestUS: written}
+	}
+	l.must(set("", "m1", 100, 500))
+	l.must(&command.CollectObjects{BeforeUS: 1000})
+	l.must(&command.CollectObjects{BeforeUS: 900}) // said late
+	l.must(set("", "m1", 100, 500))                // said twice
+	l.refused(set("m1", "m2", 200, 999), "taken its objects for garbage")
+	l.must(set("m1", "m2", 200, 1000))
+	l.must(set("m2", "m3", 200, 0)) // all of its objects are those of m2
+	var b bytes.Buffer
+	if err := l.s.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Read(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.s = s
+	l.refused(set("m3", "m4", 200, 999), "taken its objects for garbage")
 }

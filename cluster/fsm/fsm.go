@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"everpage/cluster/catalog"
 	"everpage/cluster/command"
 )
 
@@ -111,11 +113,7 @@ func (f *FSM) Snapshot() (raft.FSMSnapshot, error) { return snapshot{f.State()},
 // Restore implements raft.FSM.
 func (f *FSM) Restore(r io.ReadCloser) error {
 	defer r.Close()
-	b, err := io.ReadAll(r)
-	if err != nil {
-		return err
-	}
-	s, err := Decode(b)
+	s, err := Read(r)
 	if err != nil {
 		return f.fail(err)
 	}
@@ -126,11 +124,7 @@ func (f *FSM) Restore(r io.ReadCloser) error {
 type snapshot struct{ s *State }
 
 func (p snapshot) Persist(sink raft.SnapshotSink) error {
-	b, err := p.s.Encode()
-	if err == nil {
-		_, err = sink.Write(b)
-	}
-	if err != nil {
+	if err := p.s.Write(sink); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
 	return sink.Close()
@@ -138,27 +132,39 @@ func (p snapshot) Persist(sink raft.SnapshotSink) error {
 
 func (snapshot) Release() {}
 
-// snapshotVersion is raised when an older release can't read a snapshot any more.
-const snapshotVersion = 1
+// snapshotVersion is raised when an older release can't read a snapshot any more. 1 had no inventory, 2 no age of collected objects.
+const snapshotVersion = 3
 
-// Encode writes a state: a line that names its version, then JSON.
-func (s *State) Encode() ([]byte, error) {
+// Write writes a state: a line that names its version, a line of JSON, and the inventory.
+func (s *State) Write(w io.Writer) error {
 	b, err := json.Marshal(s)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return append(fmt.Appendf(nil, "everpage cluster state %d\n", snapshotVersion), b...), nil
+	if _, err := fmt.Fprintf(w, "everpage cluster state %d\n%s\n", snapshotVersion, b); err != nil {
+		return err
+	}
+	_, err = s.inventory().WriteTo(w)
+	return err
 }
 
-// Decode reads what Encode wrote.
-func Decode(b []byte) (*State, error) {
-	head, body, _ := bytes.Cut(b, []byte("\n"))
+// Read reads what Write wrote, or an older release.
+func Read(in io.Reader) (*State, error) {
+	r := bufio.NewReaderSize(in, 1<<16)
+	head, err := r.ReadString('\n')
+	if err != nil {
+		return nil, fmt.Errorf("not a state of a cluster: %w", err)
+	}
 	var version int
-	if _, err := fmt.Sscanf(string(head), "everpage cluster state %d", &version); err != nil {
+	if _, err := fmt.Sscanf(head, "everpage cluster state %d", &version); err != nil {
 		return nil, errors.New("not a state of a cluster")
 	}
 	if version > snapshotVersion {
 		return nil, &command.UnknownError{What: "snapshot version", Got: uint64(version), Known: snapshotVersion}
+	}
+	body, err := r.ReadBytes('\n')
+	if err != nil && (version > 1 || !errors.Is(err, io.EOF)) {
+		return nil, fmt.Errorf("state of a cluster: %w", err)
 	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
@@ -166,5 +172,21 @@ func Decode(b []byte) (*State, error) {
 	if err := d.Decode(s); err != nil {
 		return nil, fmt.Errorf("state of a cluster: %w", err)
 	}
+	if version == 1 {
+		return s, nil
+	}
+	if s.Inventory, err = catalog.Read(r); err != nil {
+		return nil, fmt.Errorf("state of a cluster: %w", err)
+	}
 	return s, nil
 }
+
+// Encode is Write into memory.
+func (s *State) Encode() ([]byte, error) {
+	var b bytes.Buffer
+	err := s.Write(&b)
+	return b.Bytes(), err
+}
+
+// Decode reads what Encode made.
+func Decode(b []byte) (*State, error) { return Read(bytes.NewReader(b)) }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"everpage/cluster/catalog"
 	"everpage/cluster/command"
 	"everpage/cluster/placement"
 	"everpage/wal/pg"
@@ -37,7 +38,7 @@ func draw(r *rand.Rand, s *State) command.Command {
 	}
 	branch := uint32(r.IntN(3))
 	lsn := pg.LSN(r.IntN(1000))
-	switch r.IntN(26) {
+	switch r.IntN(28) {
 	case 0, 1, 2:
 		id := node()
 		return &command.PutNode{ID: id, Name: "name" + id, PageAddress: fmt.Sprintf("h:%d", r.IntN(9)), Format: 1}
@@ -81,7 +82,7 @@ func draw(r *rand.Rand, s *State) command.Command {
 		return &command.ReserveTimeline{}
 	case 21:
 		m, _ := s.Manifest(branch, shard)
-		return &command.SetManifest{Branch: branch, Shard: shard, Epoch: epoch, Old: m.Name, New: fmt.Sprint(r.IntN(99)), LSN: lsn}
+		return &command.SetManifest{Branch: branch, Shard: shard, Epoch: epoch, Old: m.Name, New: fmt.Sprint(r.IntN(99)), LSN: lsn, OldestUS: r.Int64N(50)}
 	case 22:
 		return []command.Command{&command.PlanHorizon{Branch: branch, LSN: lsn}, &command.ApplyHorizon{Branch: branch, LSN: lsn}, &command.SetRetention{Retention: time.Hour}}[r.IntN(3)]
 	case 23:
@@ -89,6 +90,14 @@ func draw(r *rand.Rand, s *State) command.Command {
 			return &command.KeepReplica{Of: of, Node: node(), Epoch: epoch}
 		}
 		return &command.AddReplica{Of: of, Node: node(), Replaces: node()}
+	case 25, 26:
+		var b catalog.Batch
+		for range 1 + r.IntN(4) {
+			k := placement.Chunk{Segment: uint32(r.IntN(3))}
+			k.Rel = uint32(r.IntN(5))
+			b.Add(catalog.Entry{Key: catalog.Key{Branch: branch, Chunk: k}, Born: catalog.Birth(lsn), Last: catalog.Event(r.IntN(2000))})
+		}
+		return &command.ReportChunks{Reports: b.Encode(1 << 20)[0]}
 	case 24:
 		if r.IntN(2) == 0 {
 			return &command.UnsplitChunk{Chunk: chunk}
@@ -98,7 +107,8 @@ func draw(r *rand.Rand, s *State) command.Command {
 		return []command.Command{&command.Lease{Branch: branch, LSN: lsn, Seconds: 9, Renew: uint64(r.IntN(3))}, &command.EndLeases{Leases: []uint64{uint64(r.IntN(5))}},
 			&command.ForgetSlot{Slot: "a"}, &command.SetHole{Hole: "x"}, &command.Sync{}, &command.SetStore{URL: "file:///x"},
 			&command.SetHole{Hole: "x", Branch: s.Main, Importer: node()},
-			&command.ForkBranch{Parent: s.Main, Fork: lsn, Timeline: pg.TimelineID(2 + r.IntN(5)), History: []byte("1\t0/10\tx\n")}}[r.IntN(8)]
+			&command.ForkBranch{Parent: s.Main, Fork: lsn, Timeline: pg.TimelineID(2 + r.IntN(5)), History: []byte("1\t0/10\tx\n")},
+			&command.CollectObjects{BeforeUS: r.Int64N(50)}}[r.IntN(9)]
 	}
 }
 
@@ -128,6 +138,11 @@ func check(t *testing.T, s *State) {
 	if m := s.ClientMap(); m != nil {
 		if err := m.Valid(); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for e := range s.inventory().All(catalog.Key{}) {
+		if s.Branch(e.Branch) == nil {
+			t.Fatalf("chunk %+v of a branch that is not there", e)
 		}
 	}
 	for _, l := range s.Leases {
@@ -326,4 +341,13 @@ func TestHorizonKeepsWhatOthersNeed(t *testing.T) {
 	if at := s.OldestFork(2); at != 0 {
 		t.Fatalf("oldest fork %s", at)
 	}
+	// Once the history of all that forked off begins later, what the first branch got beyond goes, too.
+	refused(&command.PlanHorizon{Branch: 1, LSN: 400}, "forked off")
+	must(&command.PlanHorizon{Branch: 3, LSN: 200})
+	refused(&command.PlanHorizon{Branch: 1, LSN: 400}, "forked off")
+	must(&command.ApplyHorizon{Branch: 3, LSN: 200})
+	must(&command.PlanHorizon{Branch: 1, LSN: 400})
+	refused(&command.ApplyHorizon{Branch: 1, LSN: 400}, "a lease pins") // at 120, by way of the second branch
+	must(&command.EndLeases{Leases: []uint64{1}})
+	must(&command.ApplyHorizon{Branch: 1, LSN: 400})
 }

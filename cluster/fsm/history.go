@@ -3,6 +3,7 @@ package fsm
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"everpage/cluster/command"
 )
@@ -30,7 +31,10 @@ func (s *State) attach(c *command.Attach) error {
 		s.giveAll(c.Importer)
 	}
 	s.Follow = f
-	s.Left = slices.DeleteFunc(slices.Clone(s.Left), func(l LeftSlot) bool { return slices.Contains(c.Slots, l.Slot) })
+	s.Left = slices.DeleteFunc(slices.Clone(s.Left), func(l LeftSlot) bool { return slices.Contains(c.Slots, l.Slot) || slices.Contains(c.Former, l.Slot) })
+	for _, slot := range c.Former {
+		s.Left = append(s.Left, LeftSlot{Slot: slot, Conninfo: c.Conninfo, Primary: c.Primary, Former: true})
+	}
 	return nil
 }
 
@@ -40,7 +44,7 @@ func (s *State) detach(c *command.Detach) error {
 	}
 	s.Left = slices.Clone(s.Left)
 	for _, slot := range c.Slots {
-		s.Left = append(slices.DeleteFunc(s.Left, func(l LeftSlot) bool { return l.Slot == slot }), LeftSlot{slot, s.Follow.Conninfo, s.Follow.Primary})
+		s.Left = append(slices.DeleteFunc(s.Left, func(l LeftSlot) bool { return l.Slot == slot }), LeftSlot{Slot: slot, Conninfo: s.Follow.Conninfo, Primary: s.Follow.Primary})
 	}
 	s.Follow.Conninfo, s.Follow.Importer = "", ""
 	s.Follow.Epoch++
@@ -128,6 +132,7 @@ func (s *State) setBranch(c *command.SetBranch) (any, error) {
 		return nil, refuse("the import is no longer that node's")
 	}
 	b.Timeline, b.History, b.Start, b.Imported, b.Importer = c.Timeline, c.History, c.Start, c.Imported, c.Importer
+	s.forgetUnfinished()
 	s.raiseTimeline(c.Timeline)
 	s.NextTimeline = max(s.NextTimeline, c.NextTimeline)
 	if old := s.Branch(0); c.Main && c.Imported && old != nil && old.Number != number && old.Imported && s.Follow.Hole != "" {
@@ -183,7 +188,7 @@ func (s *State) dropBranches() error {
 	if s.Follow.Conninfo != "" {
 		return refuse("a primary is attached")
 	}
-	s.Branches, s.Main, s.Manifests, s.Horizons, s.Leases = nil, 0, nil, nil, nil
+	s.Branches, s.Main, s.Manifests, s.Horizons, s.Leases, s.Inventory = nil, 0, nil, nil, nil, nil
 	s.Follow = Follow{Epoch: s.Follow.Epoch + 1}
 	// Nobody has anything now: joining replicas have nothing left to get.
 	s.Map = slices.Clone(s.Map)
@@ -218,6 +223,10 @@ func (s *State) setManifest(c *command.SetManifest) error {
 	}
 	if c.LSN < old.LSN {
 		return refuse("the manifest of shard %d reaches %s already, the new one %s only", c.Shard, old.LSN, c.LSN)
+	}
+	if c.OldestUS != 0 && c.OldestUS < s.CollectedUS {
+		return refuse("the upload of shard %d took so long that gc may have taken its objects for garbage: the first was written at %s, older ones than %s are collected",
+			c.Shard, time.UnixMicro(c.OldestUS).UTC().Format(time.RFC3339), time.UnixMicro(s.CollectedUS).UTC().Format(time.RFC3339))
 	}
 	s.Manifests = slices.DeleteFunc(slices.Clone(s.Manifests), func(m Manifest) bool { return m.Branch == c.Branch && m.Shard == c.Shard })
 	s.Manifests = append(s.Manifests, Manifest{c.Branch, c.Shard, c.New, c.LSN, c.Epoch})

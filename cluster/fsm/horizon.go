@@ -40,11 +40,12 @@ func (s *State) forkable(parent uint32, at pg.LSN) error {
 	return nil
 }
 
-// OldestFork is the oldest LSN at which a branch forked off another one, 0 if none did.
+// OldestFork is the oldest LSN at which a branch forked off another one whose own history does not begin later by now, 0 if none did. Where it does, nobody reads
+// what lies before the fork through it, and of the other one's versions there it needs no more than each page's newest, which stays.
 func (s *State) OldestFork(branch uint32) pg.LSN {
 	var oldest pg.LSN
 	for _, b := range s.Branches {
-		if b.Parent != 0 && s.keeper(b.Parent, b.Fork) == branch && (oldest == 0 || b.Fork < oldest) {
+		if b.Parent != 0 && s.Horizon(b.Number).Applied <= b.Fork && s.keeper(b.Parent, b.Fork) == branch && (oldest == 0 || b.Fork < oldest) {
 			oldest = b.Fork
 		}
 	}
@@ -92,6 +93,7 @@ func (s *State) applyHorizon(c *command.ApplyHorizon) error {
 		return refuse("a lease pins %s of branch %d", pin, c.Branch)
 	}
 	s.setHorizon(c.Branch, func(h *Horizon) { h.Applied = c.LSN })
+	s.forgetDropped(c.Branch)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"everpage/cluster/catalog"
 	"everpage/cluster/command"
 	"everpage/cluster/placement"
 	"everpage/wal/pg"
@@ -42,7 +43,9 @@ type State struct {
 
 	Store     string
 	Manifests []Manifest // by branch and shard
-	Retention time.Duration
+	// CollectedUS is the age, in µs since 1970 by the store's clock, up to which objects may be gone that no current manifest needs.
+	CollectedUS int64 `json:",omitempty"`
+	Retention   time.Duration
 	// RetentionBytes of WAL are kept where Retention is 0. Both 0: everything is.
 	RetentionBytes uint64
 	Horizons       []Horizon // by branch
@@ -52,6 +55,9 @@ type State struct {
 	// Chunks are those, in their order, that clients read from replicas of their own. Their shards' replicas keep them all the same: backups, moves of shards and
 	// copied databases need no more than the shard.
 	Chunks []Override `json:",omitempty"`
+
+	// Inventory are all chunks of all branches, as their owners reported them; nil: none. It has an encoding of its own.
+	Inventory *catalog.Catalog `json:"-"`
 
 	Former []string `json:",omitempty"` // ids that the cluster had before one node went on alone, oldest first
 }
@@ -110,6 +116,8 @@ type LeftSlot struct {
 	Slot     string
 	Conninfo string
 	Primary  string
+	// Former tells that it was of a cluster that this one took the place of, whose nodes may still be there.
+	Former bool `json:",omitempty"`
 }
 
 // Manifest is the newest manifest of a shard's backup.

@@ -36,8 +36,10 @@ type Meta struct {
 type Options struct {
 	Self   Meta
 	Listen string // host:port; port 0 is any free one
-	Key    []byte // 16, 24 or 32 bytes; nil: not encrypted
-	Logger *slog.Logger
+	// Advertise is the host at which the others reach it, where it isn't the one listened on.
+	Advertise string
+	Key       []byte // 16, 24 or 32 bytes; nil: not encrypted
+	Logger    *slog.Logger
 	// Fast makes failures known sooner, for tests.
 	Fast bool
 }
@@ -63,9 +65,13 @@ type Members struct {
 // Start starts gossiping; Join finds the others.
 func Start(o Options) (*Members, error) {
 	m := &Members{opt: o, self: o.Self, known: map[string]Member{}, changed: make(chan struct{})}
-	host, port, err := net.SplitHostPort(o.Listen)
+	// memberlist takes a host that is no IP address for every interface, and tells the others so.
+	addr, err := net.ResolveTCPAddr("tcp", o.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("gossip address %q: %w", o.Listen, err)
+	}
+	if err := fits(o.Self); err != nil {
+		return nil, err
 	}
 	cfg := memberlist.DefaultLANConfig()
 	if o.Fast {
@@ -73,11 +79,18 @@ func Start(o Options) (*Members, error) {
 		cfg.ProbeInterval, cfg.ProbeTimeout, cfg.SuspicionMult = 100*time.Millisecond, 50*time.Millisecond, 1
 	}
 	cfg.Name = o.Self.ID
-	cfg.BindAddr, cfg.AdvertiseAddr = host, ""
-	if cfg.BindPort, err = strconv.Atoi(port); err != nil {
-		return nil, fmt.Errorf("gossip address %q: %w", o.Listen, err)
+	cfg.BindAddr, cfg.AdvertiseAddr = "0.0.0.0", ""
+	if addr.IP != nil {
+		cfg.BindAddr = addr.IP.String()
 	}
-	cfg.AdvertisePort = cfg.BindPort
+	cfg.BindPort, cfg.AdvertisePort = addr.Port, addr.Port
+	if o.Advertise != "" {
+		ip, err := net.ResolveIPAddr("ip", o.Advertise)
+		if err != nil {
+			return nil, fmt.Errorf("advertised address %q: %w", o.Advertise, err)
+		}
+		cfg.AdvertiseAddr = ip.String()
+	}
 	cfg.SecretKey = o.Key
 	cfg.DeadNodeReclaimTime = time.Millisecond // a node that comes back may have moved
 	cfg.Delegate, cfg.Events, cfg.Alive = delegate{m}, events{m}, alive{m}
@@ -87,13 +100,31 @@ func Start(o Options) (*Members, error) {
 	if m.list, err = memberlist.Create(cfg); err != nil {
 		return nil, fmt.Errorf("gossip on %s: %w", o.Listen, err)
 	}
+	gossip := m.address() // not under mu: memberlist calls seen with its own lock held, which this takes
 	m.mu.Lock()
-	m.self.Gossip = m.address()
+	m.self.Gossip = gossip
 	m.mu.Unlock()
 	if err := m.list.UpdateNode(0); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
 	return m, nil
+}
+
+// longestAddress is the longest that a node's gossip address can be.
+const longestAddress = "[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255]:65535"
+
+// fits refuses what is too long for gossip to carry: a node that tells nothing of itself is none to the others.
+func fits(self Meta) error {
+	self.Gossip = longestAddress
+	b, err := json.Marshal(self)
+	if err != nil {
+		return err
+	}
+	if over := len(b) - memberlist.MetaMaxSize; over > 0 {
+		return fmt.Errorf("what this node tells the others of itself is %d bytes too long for gossip: shorten its zone (%d bytes) or its addresses (%s, %s)",
+			over, len(self.Zone), self.Page, self.Raft)
+	}
+	return nil
 }
 
 func (m *Members) address() string {

@@ -3,6 +3,7 @@ package placement
 
 import (
 	"fmt"
+	"math/bits"
 
 	"everpage/wal/pg"
 )
@@ -23,6 +24,9 @@ type Chunk struct {
 func ChunkOf(key pg.PageKey, segmentBlocks uint32) Chunk {
 	if _, slru := key.SLRU(); slru {
 		return Chunk{key.RelFork, key.Block / pg.SLRUPagesPerSegment}
+	}
+	if segmentBlocks&(segmentBlocks-1) == 0 {
+		return Chunk{key.RelFork, key.Block >> bits.TrailingZeros32(segmentBlocks)}
 	}
 	return Chunk{key.RelFork, key.Block / segmentBlocks}
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -22,6 +23,8 @@ type Options struct {
 	ID     string
 	Dir    string // of log and snapshots; made if absent
 	Listen net.Listener
+	// Advertise is the host at which the others reach Listen, where it isn't the one it listens on.
+	Advertise string
 	// Bootstrap makes a new cluster of this node alone, where the directory has none yet.
 	Bootstrap bool
 	// AddressOf finds where a node listens for Raft now; "" if it is not known.
@@ -49,6 +52,9 @@ const (
 	maxPool          = 3
 	transportTimeout = 5 * time.Second
 	keptSnapshots    = 2
+	// One request to a follower at a time: no pipeline. hashicorp's (1.7.3) stands still for good when a follower refuses an entry, as one with a full disk does,
+	// while the next is on its way: that follower gets nothing more from this leader, and the leader can't be shut down.
+	requestsInFlight = 1
 )
 
 // Start starts it. A node that is its cluster's only voter leads at once.
@@ -81,7 +87,8 @@ func Start(o Options, machine *fsm.FSM) (r *Raft, err error) {
 	cfg.NoLegacyTelemetry = true
 	cfg.ShutdownOnRemove = false // the node says so itself, and goes on reading
 	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: newStream(o.Listen, o.Cluster), MaxPool: maxPool, Timeout: transportTimeout, Logger: log, ServerAddressProvider: addresses{o},
+		Stream: newStream(o.Listen, o.Advertise, o.Cluster), MaxPool: maxPool, MaxRPCsInFlight: requestsInFlight, Timeout: transportTimeout, Logger: log,
+		ServerAddressProvider: addresses{o},
 	})
 	defer func() {
 		if err != nil {
@@ -190,6 +197,9 @@ func (r *Raft) Leader() string {
 // Leads tells whether this node leads.
 func (r *Raft) Leads() bool { return r.raft.State() == raft.Leader }
 
+// Term is the current term.
+func (r *Raft) Term() uint64 { return r.raft.CurrentTerm() }
+
 // LeaderChanges tells when this node begins (true) or ends to lead.
 func (r *Raft) LeaderChanges() <-chan bool { return r.raft.LeaderCh() }
 
@@ -239,7 +249,20 @@ func (r *Raft) Transfer(ctx context.Context) error {
 	return wait(ctx, r.raft.LeadershipTransfer())
 }
 
-// Address is where this node listens for Raft.
+// TransferTo hands the lead to one voter.
+func (r *Raft) TransferTo(ctx context.Context, id string) error {
+	servers, err := r.Servers()
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(servers, func(s Server) bool { return s.ID == id && s.Voter })
+	if i < 0 {
+		return fmt.Errorf("node %s has no vote: it can't lead", id)
+	}
+	return leadership(wait(ctx, r.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(servers[i].Address))))
+}
+
+// Address is where the others reach this node for Raft.
 func (r *Raft) Address() string { return string(r.transport.LocalAddr()) }
 
 // Close ends this node's part.

@@ -15,6 +15,7 @@ import (
 // begins with the id of the cluster: a leader that was given up for lost must not lead those who went on without it.
 type stream struct {
 	net.Listener
+	reached net.Addr      // what others know as its address
 	cluster func() string // "" while it is not known
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
@@ -27,9 +28,25 @@ type conn struct {
 	greets bool // the peer has yet to say which cluster it is of
 }
 
-func newStream(l net.Listener, cluster func() string) *stream {
-	return &stream{Listener: l, cluster: cluster, conns: map[*conn]struct{}{}}
+func newStream(l net.Listener, advertise string, cluster func() string) *stream {
+	s := &stream{Listener: l, reached: l.Addr(), cluster: cluster, conns: map[*conn]struct{}{}}
+	if _, port, err := net.SplitHostPort(l.Addr().String()); err == nil && advertise != "" {
+		s.reached = advertised(net.JoinHostPort(advertise, port))
+	}
+	return s
 }
+
+// advertised is an address that may not be one of this machine's.
+type advertised string
+
+// Network implements net.Addr.
+func (advertised) Network() string { return "tcp" }
+
+// String implements net.Addr.
+func (a advertised) String() string { return string(a) }
+
+// Addr implements net.Listener.
+func (s *stream) Addr() net.Addr { return s.reached }
 
 func (s *stream) keep(c net.Conn) (*conn, error) {
 	s.mu.Lock()

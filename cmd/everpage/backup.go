@@ -20,6 +20,7 @@ func newBackup(g *globals) *cobra.Command {
 	cmd.AddCommand(
 		&cobra.Command{
 			Use: "list", Short: "What the store has of each branch, how far it is behind, and what was asked of it", Args: cobra.NoArgs,
+			Example: "  everpage backup list -o json",
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				return g.withClient(cmd.Context(), func(ctx context.Context, c *pageapi.Client) error {
 					service, address, err := c.Backup(ctx)
@@ -36,6 +37,7 @@ func newBackup(g *globals) *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "now", Short: "Bring the store up to date and wait for it", Args: cobra.NoArgs,
+			Example: "  everpage backup now && everpage backup list",
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				client, err := g.client()
 				if err != nil {
@@ -153,7 +155,8 @@ func newVerify(g *globals) *cobra.Command {
 		Use: "verify", Short: "Read all of the backup and report what is wrong with it",
 		Long: `Read every object of the store that recovery needs, hold it against its checksums and manifests, look for holes in the WAL, and make a sample of
 pages from two sources: this node's store and the backup. Exit code 6 where anything is wrong.`,
-		Args: cobra.NoArgs,
+		Example: "  everpage verify\n  everpage verify -o json",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := g.client()
 			if err != nil {

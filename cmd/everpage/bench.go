@@ -91,7 +91,7 @@ does, and report how long that took: from the first byte until the last LSN is d
 	fl.BoolVar(&f.decodeOnly, "decode-only", false, "own nothing: decode and filter only")
 	fl.Int64Var(&f.cacheBytes, "cache", 96<<20, "`bytes` of the store's block cache")
 	fl.Int64Var(&f.runBytes, "run", 0, "`bytes` of versions gathered in memory before they become a table (0: the default)")
-	fl.Int64Var(&f.memory, "memory", 320<<20, "`bytes` of memory that the garbage collector aims to stay below")
+	fl.Int64Var(&f.memory, "memory", 288<<20, "`bytes` of memory that the garbage collector aims to stay below")
 	fl.StringVar(&f.profile, "cpu-profile", "", "`file` for a CPU profile of the measured part")
 	return c
 }

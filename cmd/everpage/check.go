@@ -17,8 +17,9 @@ func newCheck(g *globals) *cobra.Command {
 		Use:   "check",
 		Short: "Walk the node's store and report every broken invariant",
 		Long: `Walk the store of the node and report every broken invariant: key order, checksums of every version, chains without a base, sizes, segments.
-Exit code 6 where any is found.`,
-		Args: cobra.NoArgs,
+Exit code 6 where any is found. Shards with corrupt pages are repaired then, from another replica or the store, where they have them: check again.`,
+		Example: "  everpage check --server 10.0.0.5:5430",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := g.client()
 			if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"everpage/pageapi"
 	pb "everpage/pageapi/pagepb/everpage/v1"
+	"everpage/wal/pg"
 )
 
 func newChunk(g *globals) *cobra.Command {
@@ -152,16 +153,29 @@ node goes as soon as the new one has all; reads go on meanwhile. --home gives th
 }
 
 func printChunks(w io.Writer, list []*pb.ChunkInfo) error {
-	rows := [][]string{{"CHUNK", "BLOCKS", "SHARD", "OWN", "REPLICAS"}}
+	rows := [][]string{{"CHUNK", "BLOCKS", "SHARD", "BORN", "IN STORE TO", "NOTES", "REPLICAS"}}
+	lsn := func(at uint64) string {
+		if at == 0 {
+			return "-"
+		}
+		return pg.LSN(at).String()
+	}
 	for _, c := range list {
-		own := ""
-		if c.Apart {
-			own = "yes"
+		notes := []string{}
+		switch {
+		case c.Pinned:
+			notes = append(notes, "pinned")
+		case c.Apart:
+			notes = append(notes, "own replicas")
 		}
-		if c.Pinned {
-			own = "pinned"
+		if c.Damaged {
+			notes = append(notes, "damaged")
 		}
-		rows = append(rows, []string{c.Name, strconv.Itoa(int(c.Blocks)), strconv.Itoa(int(c.Shard)), own, replicaNames(c.Replicas)})
+		if c.UnprovenLsn != 0 {
+			notes = append(notes, "unproven from "+pg.LSN(c.UnprovenLsn).String())
+		}
+		rows = append(rows, []string{c.Name, strconv.Itoa(int(c.Blocks)), strconv.Itoa(int(c.Shard)), lsn(c.BornLsn), lsn(c.BackedLsn), strings.Join(notes, ", "),
+			replicaNames(c.Replicas)})
 	}
 	return columns(w, rows...)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -55,20 +56,17 @@ All of that happens by itself, bit by bit. With --dry-run nothing changes; what 
 				return pageapi.CallError(address, err)
 			}
 			v := gcView{Horizon: pg.LSN(resp.HorizonLsn), Local: []garbageView{}, Objects: append([]string{}, resp.Objects...), Bytes: resp.Bytes, Store: resp.Store, DryRun: dryRun}
-			failed := 0
+			var failed error
 			for _, l := range resp.Local {
 				v.Local = append(v.Local, garbageView{l.Node, l.Branch, pg.LSN(l.HorizonLsn), l.SeenBytes, l.GoneBytes, l.GoneVersions, l.Error})
 				if l.Error != "" {
-					failed++
+					failed = errors.Join(failed, fmt.Errorf("%s could not collect: %s", l.Node, l.Error))
 				}
 			}
 			if err := g.print(cmd.OutOrStdout(), v, func(w io.Writer) error { return printGC(w, v) }); err != nil {
 				return err
 			}
-			if failed > 0 {
-				return fmt.Errorf("%d nodes could not collect", failed)
-			}
-			return nil
+			return failed
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only tell what would be removed")

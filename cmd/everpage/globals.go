@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -70,6 +72,9 @@ func (g *globals) complete(cmd *cobra.Command) error {
 	if g.output != "table" && g.output != "json" {
 		errs = append(errs, fmt.Errorf("-o %s: want table or json", g.output))
 	}
+	if g.timeout <= 0 {
+		errs = append(errs, fmt.Errorf("--timeout %s: want more than 0", g.timeout))
+	}
 	if err := errors.Join(errs...); err != nil {
 		return usageError{err}
 	}
@@ -121,7 +126,14 @@ func readConfig(path string) (map[string]string, error) {
 
 // client connects to the cluster; the caller closes it.
 func (g *globals) client() (*pageapi.Client, error) {
-	return pageapi.NewClient(strings.Split(g.server, ","))
+	servers := strings.Split(g.server, ",")
+	for _, s := range servers {
+		_, port, err := net.SplitHostPort(s)
+		if n, perr := strconv.ParseUint(port, 10, 16); s != "" && (err != nil || perr != nil || n == 0) {
+			return nil, usageError{fmt.Errorf("--server %s: want HOST:PORT[,HOST:PORT…]", s)}
+		}
+	}
+	return pageapi.NewClient(servers)
 }
 
 // withClient runs fn with a client and a context that ends after --timeout.

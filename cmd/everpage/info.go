@@ -15,9 +15,10 @@ import (
 
 func newInfo(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:   "info",
-		Short: "The recoverable window of each branch, and its holes",
-		Args:  cobra.NoArgs,
+		Use:     "info",
+		Short:   "The recoverable window of each branch, and its holes",
+		Example: "  everpage info -o json",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withClient(cmd.Context(), func(ctx context.Context, c *pageapi.Client) error {
 				admin, address, err := c.Admin(ctx)

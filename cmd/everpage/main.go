@@ -43,15 +43,21 @@ func run(args []string) int {
 	if err == nil {
 		return exitOK
 	}
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		err = errors.New("interrupted")
-	}
+	err = ended(ctx, err)
 	fmt.Fprintln(os.Stderr, "everpage:", err)
 	code := exitCode(err)
 	if code == exitUsage {
 		fmt.Fprintln(os.Stderr, "Run 'everpage --help' or 'everpage COMMAND --help' for how it is used.")
 	}
 	return code
+}
+
+// ended is why a command ended: a call that Ctrl-C took back looks as if no node had answered.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || pageapi.CodeOf(err) == pageapi.Unavailable) {
+		return errors.New("interrupted")
+	}
+	return err
 }
 
 func exitCode(err error) int {

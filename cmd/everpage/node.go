@@ -144,9 +144,10 @@ func printNodes(w io.Writer, v nodesView) error {
 func newShard(g *globals) *cobra.Command {
 	c := &cobra.Command{Use: "shard", Short: "Which nodes keep which shard"}
 	list := &cobra.Command{
-		Use:   "list",
-		Short: "The shards and their replicas",
-		Args:  cobra.NoArgs,
+		Use:     "list",
+		Short:   "The shards and their replicas",
+		Example: "  everpage shard list",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withAdmin(cmd.Context(), func(ctx context.Context, admin pb.AdminServiceClient) error {
 				r, err := admin.ListShards(ctx, &pb.ListShardsRequest{})

@@ -122,6 +122,9 @@ func printStatus(w io.Writer, st *pb.StatusResponse) error {
 		if text := collectingText(n.Collecting); text != "" {
 			fmt.Fprintf(w, "%s %s\n", n.Name, text)
 		}
+		if text := budgetText(n.Budget); text != "" {
+			fmt.Fprintf(w, "%s %s\n", n.Name, text)
+		}
 	}
 	rows = [][]string{{"cluster", st.Cluster}, {"state", f.State}}
 	add := func(name, value string) {
@@ -156,6 +159,19 @@ func printStatus(w io.Writer, st *pb.StatusResponse) error {
 		rows = append(rows, []string{"warning", warning})
 	}
 	return columns(w, rows...)
+}
+
+// budgetText tells how a node keeps to its disk budget; "" without one.
+func budgetText(b *pb.DiskBudget) string {
+	if b.GetBytes() == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("takes %s of its disk budget of %s; %d chunks are read from the store; since it started %d were evicted and %d came back",
+		size(b.UsedBytes), size(b.Bytes), b.EvictedChunks, b.Evictions, b.Fills)
+	if b.Error != "" {
+		text += "; it is not kept: " + b.Error
+	}
+	return text
 }
 
 // collectingText tells how collection below the horizon goes on a node; "" where there was none.

@@ -107,11 +107,7 @@ Exit code 6 where anything differs; the LSN, the page and the first differing by
 			if err != nil {
 				return err
 			}
-			if !report.OK() {
-				return verifyError{fmt.Errorf("verification failed: %d mismatches, %d damaged pages, %d broken invariants, %d unknown record types",
-					report.Mismatches, report.Damaged, len(report.Violations), len(report.Unknown))}
-			}
-			return nil
+			return verdict(report)
 		},
 	}
 	c.Flags().StringVar(&o.Base, "base", "", "data directory that was stopped, or unpacked base backup")
@@ -119,6 +115,15 @@ Exit code 6 where anything differs; the LSN, the page and the first differing by
 	c.Flags().StringVar(&o.Final, "final", "", "data directory that was stopped where the WAL ends")
 	c.Flags().StringVar(&o.Store, "store", "", "where to keep the versions (default: a temporary directory, removed at the end)")
 	return c
+}
+
+// verdict is the error of a verification that found something, with all that counts.
+func verdict(r *verify.Report) error {
+	if r.OK() {
+		return nil
+	}
+	return verifyError{fmt.Errorf("verification failed: %d mismatches, %d damaged pages, %d pages of the base that can't be made, %d broken invariants, %d unknown record types",
+		r.Mismatches, r.Damaged, len(r.DamagedInBase), len(r.Violations), len(r.Unknown))}
 }
 
 func printReport(w io.Writer, r *verify.Report, took time.Duration) error {

@@ -12,6 +12,7 @@ import (
 
 	"everpage/chunk"
 	"everpage/cluster"
+	"everpage/cluster/placement"
 	pb "everpage/pageapi/pagepb/everpage/v1"
 	"everpage/wal/pg"
 	"everpage/wal/stream"
@@ -116,7 +117,9 @@ func (n *Node) branchInfo(ctx context.Context, b uint32) (*pb.BranchInfo, error)
 		info.Alias = "main"
 	}
 	info.Parent, info.ForkLsn = p.Parent, uint64(p.Fork)
-	if at, left := n.follow.left(b); left {
+	if at, left := n.follow.left(b); left && p.Horizon > at { // they have gone with the history that is no longer kept
+		info.LeftLsn = uint64(at)
+	} else if left {
 		list, count, err := lost(ctx, n.store, b, at)
 		if err != nil {
 			return nil, err
@@ -169,13 +172,29 @@ func (a *admin) ReserveTimeline(ctx context.Context, _ *pb.ReserveTimelineReques
 
 func (a *admin) Check(_ *pb.CheckRequest, s pb.AdminService_CheckServer) error {
 	var sendErr error
+	broken := false
 	walked, err := a.n.store.Check(s.Context(), func(v chunk.Violation) {
-		if sendErr == nil {
+		if broken = true; sendErr == nil {
 			sendErr = s.Send(&pb.CheckResponse{Violation: v.Key + " at " + v.LSN.String() + ": " + v.Text})
 		}
 	})
 	if err := errors.Join(err, sendErr); err != nil {
 		return status.Error(codes.Internal, err.Error())
+	}
+	if broken {
+		// What of it is corrupt pages is looked for shard by shard, so that it is repaired.
+		for _, branch := range a.n.store.Branches() {
+			if err := a.n.store.Scrub(s.Context(), branch, func(shard placement.Shard, err error) {
+				if sendErr == nil {
+					sendErr = s.Send(&pb.CheckResponse{Violation: fmt.Sprintf("shard %d of branch %d is corrupt: %v; it is repaired from another replica or the store, where they have it", shard, branch, err)})
+				}
+			}); err != nil {
+				return status.Error(codes.Internal, err.Error())
+			}
+		}
+		if sendErr != nil {
+			return status.Error(codes.Internal, sendErr.Error())
+		}
 	}
 	return s.Send(&pb.CheckResponse{Done: true, Keys: walked.Keys, Bytes: walked.Bytes})
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -23,10 +24,14 @@ func (n *Node) startBackups() error {
 		return nil
 	}
 	b.source = backup.NewSource(b.store, b.registry)
+	b.source.Kept = n.store.Kept
 	b.filler = &backup.Filler{Source: b.source, Store: store.Limit(b.store, n.cfg.RestoreRate), Target: n.store, Log: n.cfg.Logger}
+	if n.budget != nil {
+		b.filler.Room = n.budget.room
+	}
 	b.uploader = backup.New(backup.Options{
-		Store: b.limited, Registry: b.registry, History: n.store, Root: n.follow.root, Archived: b.archivedEnd, Hurry: b.hurry, Owns: b.owner.Check,
-		Dir: filepath.Join(n.cfg.Data, packDir), Every: n.cfg.BackupEvery, Bytes: backupBytes, Log: n.cfg.Logger,
+		Store: b.limited, Registry: b.registry, History: n.store, Root: n.follow.root, Archived: b.archivedEnd, Hurry: b.hurry, Owns: b.owner.Check, Known: n.branches,
+		Dir: filepath.Join(n.cfg.Data, packDir), PackBytes: int64(n.cfg.DiskBudget / 16), Every: n.cfg.BackupEvery, Bytes: n.cfg.backupBytes(), Log: n.cfg.Logger,
 	})
 	return nil
 }
@@ -36,14 +41,17 @@ func (n *Node) openRegistry(ctx context.Context, root *backup.Root) error {
 	if n.backups == nil {
 		return nil
 	}
-	n.backups.registry = &agreed{n}
-	n.backups.owner = &backup.Owner{
-		Store: n.backups.store, ID: n.cluster.State().ID, Name: "cluster " + n.cfg.Cluster + ", node " + n.cfg.Node, Former: func() []string { return n.cluster.State().Former },
-	}
+	n.backups.registry = newAgreed(n)
+	n.backups.owner = n.claimant(n.backups.store)
 	if root == nil {
 		return nil
 	}
 	return n.recoverFrom(ctx, root)
+}
+
+// claimant claims a store for this node's cluster.
+func (n *Node) claimant(s store.Store) *backup.Owner {
+	return &backup.Owner{Store: s, ID: n.cluster.State().ID, Name: "cluster " + n.cfg.Cluster + ", node " + n.cfg.Node, Former: func() []string { return n.cluster.State().Former }}
 }
 
 // backupBytes is how much WAL makes an upload worth it before its time.
@@ -88,6 +96,16 @@ func (f *follower) root() (backup.Root, bool) {
 		Cluster: f.n.cfg.Cluster, SystemID: st.SystemIdentifier, Major: st.Major, WALSegmentSize: wal.SegmentSize(st.WALSegmentSize), History: st.History,
 		Conninfo: stream.WithoutPassword(st.Conninfo), Primary: st.Primary, NextTimeline: s.NextTimeline,
 		Retention: s.Retention, RetentionBytes: s.RetentionBytes, Horizons: map[uint32]pg.LSN{},
+	}
+	for _, x := range s.Nodes {
+		if slot, err := stream.NodeSlot(f.n.cfg.Cluster, x.Name); err == nil {
+			r.Slots = append(r.Slots, slot)
+		}
+	}
+	for _, l := range s.Left {
+		if l.Primary == s.Follow.Primary && !slices.Contains(r.Slots, l.Slot) {
+			r.Slots = append(r.Slots, l.Slot)
+		}
 	}
 	r.Main = s.Main
 	for _, b := range s.Branches {

@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"everpage/backup"
 	"everpage/backup/archive"
+	"everpage/backup/store"
 	"everpage/chunk"
 	"everpage/cluster/command"
 	"everpage/wal"
@@ -31,19 +33,31 @@ func (n *Node) recoverRoot(ctx context.Context) (*backup.Root, error) {
 		return nil, nil
 	}
 	if n.backups == nil {
-		return nil, errors.New("--recover needs --store: the place to recover from")
+		return nil, &ConfigError{errors.New("--recover needs --store: the place to recover from")}
 	}
 	_, marked := os.Stat(filepath.Join(n.cfg.Data, recoveringFile))
 	if _, err := os.Stat(filepath.Join(n.cfg.Data, clusterDir)); err == nil && marked != nil {
 		n.cfg.Logger.Info("the data directory is there already, nothing is recovered", "data", n.cfg.Data)
 		return nil, nil
 	}
-	root, err := backup.ReadRoot(ctx, n.backups.store)
+	// Whoever gave a wrong address or keys is to learn it soon; a store that is away for a moment is waited for.
+	root, err := backup.ReadRoot(ctx, n.patient(recoverPatience))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("nothing is recovered: %w", err)
 	}
 	n.cfg.Shards, n.cfg.SegmentBlocks, n.cfg.Cluster = root.Shards, root.SegmentBlocks, root.Cluster
-	return root, os.WriteFile(filepath.Join(n.cfg.Data, recoveringFile), nil, 0o600)
+	// What is made from here on must not be taken for whole after a power loss.
+	return root, errors.Join(os.WriteFile(filepath.Join(n.cfg.Data, recoveringFile), nil, 0o600), syncDir(n.cfg.Data))
+}
+
+// recoverPatience is how long a recovery waits for the first answer of the store. Once it had one it waits for as long as it takes.
+const recoverPatience = time.Minute
+
+// patient is the store for what a recovery can't do without.
+func (n *Node) patient(bound time.Duration) store.Store {
+	return &store.Patient{Store: n.backups.store, For: bound, Told: func(err error, wait time.Duration) {
+		n.cfg.Logger.Warn("the recovery waits for the store", "error", err, "retry_in", wait)
+	}}
 }
 
 // recoverFrom makes a data directory out of the store: what is small, and the spool. The pages come behind, or when they are asked for.
@@ -57,10 +71,11 @@ func (n *Node) recoverFrom(ctx context.Context, root *backup.Root) error {
 		return err
 	}
 	// From here on whoever wrote there before writes no more, should it still be there.
-	if err := n.backups.owner.Take(ctx); err != nil {
+	objects := n.patient(0)
+	if err := n.claimant(objects).Take(ctx); err != nil {
 		return err
 	}
-	resume, err := backup.RestoreSmall(ctx, n.backups.store, n.store, root)
+	resume, err := backup.RestoreSmall(ctx, objects, n.store, root)
 	if err != nil {
 		return err
 	}
@@ -140,12 +155,13 @@ func (n *Node) recoverLine(ctx context.Context, root *backup.Root, l backup.Line
 	if !whole {
 		p.Resume = l.Fork
 	}
-	if p.Resume == l.Fork && l.Parent != 0 { // nothing of its own timeline was relied on
+	begins := p.Resume == l.Fork && l.Parent != 0
+	if begins { // nothing of its own timeline was relied on
 		if err := markCopy(n.cfg.Data, spoolStart{l.Branch, l.Fork}); err != nil {
 			return 0, err
 		}
 	}
-	end, err = n.recoverSpool(ctx, root, history, p.Resume)
+	end, err = n.recoverSpool(ctx, root, spoolStart{l.Branch, p.Resume}, history, begins)
 	if err != nil && !whole {
 		n.cfg.Logger.Info("of a timeline that was just begun the store has no WAL", "timeline", l.Timeline, "reason", err)
 		return 0, nil
@@ -169,8 +185,14 @@ func (n *Node) recoverState(ctx context.Context, root *backup.Root, lines []back
 	if err := n.recoverHorizon(ctx, root, main); err != nil {
 		return err
 	}
-	_, err := n.cluster.Propose(ctx, &command.Attach{
+	mine, err := stream.NodeSlot(n.cfg.Cluster, n.cfg.Node)
+	if err != nil {
+		return err
+	}
+	former := slices.DeleteFunc(slices.Clone(root.Slots), func(slot string) bool { return slot == mine })
+	_, err = n.cluster.Propose(ctx, &command.Attach{
 		Conninfo: root.Conninfo, Primary: root.Primary, SystemIdentifier: root.SystemID, Major: root.Major, WALSegmentSize: uint32(root.WALSegmentSize), Importer: n.cluster.ID(),
+		Former: former,
 	})
 	return err
 }
@@ -189,26 +211,38 @@ func (n *Node) recoverHorizon(ctx context.Context, root *backup.Root, main uint3
 	return nil
 }
 
-// recoverSpool writes the WAL from which the store must be fed, and all behind it.
-func (n *Node) recoverSpool(ctx context.Context, root *backup.Root, history wal.History, resume pg.LSN) (end pg.LSN, err error) {
+// recoverSpool writes the WAL from which the store must be fed, and all behind it. Where the store resumes at the end of a segment, that segment is written, too: it has
+// the last page, which is held against the primary's. It is not of a timeline that begins there.
+func (n *Node) recoverSpool(ctx context.Context, root *backup.Root, start spoolStart, history wal.History, begins bool) (end pg.LSN, err error) {
+	resume := start.At
 	id := archive.ID{SystemID: root.SystemID, SegmentSize: root.WALSegmentSize}
-	inv, err := archive.List(ctx, n.backups.store, id)
+	objects := n.patient(0)
+	inv, err := archive.List(ctx, objects, id)
 	if err != nil {
 		return 0, err
 	}
-	from := id.SegmentSize.Floor(resume)
+	from := id.SegmentSize.Floor(resume - 1)
+	if begins || inv.End(history, from) < resume {
+		from = id.SegmentSize.Floor(resume)
+	}
+	if from == resume { // the segment before is not there; nothing needs it
+		if err := markCopy(n.cfg.Data, start); err != nil {
+			return 0, err
+		}
+	}
 	end = inv.End(history, from)
 	if end < resume {
 		return 0, fmt.Errorf("the WAL in the store ends at %s, the pages at %s: WAL is missing", end, resume)
 	}
 	spool, err := wal.OpenSpool(wal.SpoolOptions{
 		Dir: filepath.Join(n.cfg.Data, spoolDir), SegmentSize: id.SegmentSize, Major: root.Major, SystemID: root.SystemID, History: history,
+		Reserve: n.cfg.spoolReserve(),
 	})
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, spool.Close()) }()
-	src := archive.NewSource(ctx, n.backups.store, inv, history, filepath.Join(n.cfg.Data, packDir))
+	src := archive.NewSource(ctx, objects, inv, history, filepath.Join(n.cfg.Data, packDir))
 	defer src.Close()
 	buf := make([]byte, 1<<20)
 	for at := from; at < end; {
@@ -224,6 +258,9 @@ func (n *Node) recoverSpool(ctx context.Context, root *backup.Root, history wal.
 	durable, err := spool.Sync()
 	if err != nil {
 		return 0, err
+	}
+	if durable == 0 && from == resume {
+		return resume, nil // nothing came behind
 	}
 	if durable < resume {
 		return 0, fmt.Errorf("the WAL of the store is whole up to %s only, the pages need it up to %s", durable, resume)

@@ -15,6 +15,7 @@ import (
 	"everpage/backup/archive"
 	"everpage/backup/store"
 	"everpage/chunk"
+	"everpage/cluster/placement"
 	pb "everpage/pageapi/pagepb/everpage/v1"
 	"everpage/wal"
 	"everpage/wal/pg"
@@ -88,7 +89,7 @@ func (s *backupService) Backups(ctx context.Context, _ *pb.BackupsRequest) (*pb.
 	// How far behind the store is must be told above all when the store is away.
 	listCtx, cancel := context.WithTimeout(ctx, manifestsWait)
 	defer cancel()
-	list, err := b.source.Manifests(listCtx, s.n.store.Branches(), s.n.store.Shards())
+	list, err := b.source.Manifests(listCtx, s.n.branches(), s.n.store.Shards())
 	if err != nil {
 		resp.Error = joinText(resp.Error, "what the store has can't be told: "+err.Error())
 	}
@@ -141,7 +142,8 @@ func (s *backupService) collectStore(ctx context.Context, dryRun bool) (*pb.Coll
 // collector deletes in the store what no recovery needs.
 func (n *Node) collector(b *backups) *backup.Collector {
 	return &backup.Collector{
-		Store: b.store, Registry: b.registry, Branches: n.store.Branches, Shards: n.store.Shards(), ID: n.follow.archiveID, Grace: n.cfg.GCGrace, Owns: b.owner.Check,
+		Store: b.store, Registry: b.registry, Branches: n.branches, Shards: n.store.Shards(), ID: n.follow.archiveID, Grace: n.cfg.GCGrace, Owns: b.owner.Check,
+		HoldRoots: b.uploader.HoldRoots,
 		WALFrom: func() pg.LSN {
 			// Recovery goes on behind the small layers' end. The segment before is kept too: readers begin at a page's or segment's start.
 			return b.registry.Current(n.follow.main(), backup.Small).LSN
@@ -190,7 +192,7 @@ func (s *backupService) VerifyBackup(_ *pb.VerifyBackupRequest, out pb.BackupSer
 	}
 	id, _ := s.n.follow.archiveID()
 	scrub := &backup.Scrub{
-		Store: b.store, Registry: b.registry, Branches: s.n.store.Branches(), Shards: s.n.store.Shards(), ID: id, Grace: s.n.cfg.GCGrace, Report: report,
+		Store: b.store, Registry: b.registry, Branches: s.n.branches(), Shards: s.n.store.Shards(), ID: id, Grace: s.n.cfg.GCGrace, Report: report,
 		Note: func(text string) {
 			if sendErr == nil {
 				sendErr = out.Send(&pb.VerifyBackupResponse{Note: text})
@@ -208,6 +210,13 @@ func (s *backupService) VerifyBackup(_ *pb.VerifyBackupRequest, out pb.BackupSer
 	}
 	if err := errors.Join(scrub.Run(ctx), sendErr); err != nil {
 		return storeStatus(err)
+	}
+	for _, branch := range s.n.store.Branches() {
+		if err := s.n.store.Scrub(ctx, branch, func(shard placement.Shard, err error) {
+			report(fmt.Sprintf("corrupt: shard %d of branch %d on the disk of node %s: %v; it is repaired from another replica or the store", shard, branch, s.n.cfg.Node, err))
+		}); err != nil {
+			return storeStatus(err)
+		}
 	}
 	pages, err := s.n.compareSample(ctx, report)
 	if err := errors.Join(err, sendErr); err != nil {
@@ -259,6 +268,9 @@ type relation struct {
 
 func (n *Node) comparePage(ctx context.Context, key pg.PageKey, at pg.LSN, report func(string)) error {
 	here, err := n.store.Versions(ctx, n.follow.main(), key, at)
+	if errors.Is(err, chunk.ErrNotHere) {
+		return nil // it was evicted, or is not this node's
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"everpage/chunk"
 	"everpage/cluster"
 	"everpage/cluster/command"
+	"everpage/pageapi"
 	"everpage/wal/pg"
 	"everpage/wal/stream"
 )
@@ -51,7 +52,12 @@ func (f *follower) arrive(ctx context.Context, st state) error {
 	for ; at < len(line)-1; at++ {
 		err := f.fork(ctx, line[at], line[at+1])
 		if errors.Is(err, errCopyInstead) {
-			return f.copySmall(ctx, line[at+1:])
+			err := f.copySmall(ctx, line[at+1:])
+			if errors.Is(err, chunk.ErrNoBranch) {
+				err = fmt.Errorf("%w; WAL of timeline %d from %s to %s is nowhere any more: remove this node (everpage node remove %s) and let it join anew with an empty data directory",
+					err, line[at].Timeline, f.applied(line[at].Branch), line[at+1].Fork, f.n.cfg.Node)
+			}
+			return err
 		}
 		if err != nil {
 			return err
@@ -113,6 +119,18 @@ func (f *follower) switched(ctx context.Context, st state, end *stream.EndOfTime
 // maxLost bounds the lost commits that info lists of a branch.
 const maxLost = 1000
 
+// branches are those that the cluster knows, and those that are here. This node need not have all of them yet, nor has the store what the cluster dropped.
+func (n *Node) branches() []uint32 { return branchesOf(n.cluster.State(), n.store.Branches()) }
+
+func branchesOf(s *cluster.State, here []uint32) []uint32 {
+	all := slices.Clone(here)
+	for _, b := range s.Branches {
+		all = append(all, b.Number)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // left tells where main left a branch that it descends from: what lies beyond is on that branch only.
 func (f *follower) left(branch uint32) (at pg.LSN, ok bool) {
 	s := f.n.cluster.State()
@@ -122,6 +140,31 @@ func (f *follower) left(branch uint32) (at pg.LSN, ok bool) {
 		}
 	}
 	return 0, false
+}
+
+// isMain refuses a branch that main is not any more at an LSN, and waits where this node has not heard of it yet.
+func (f *follower) isMain(ctx context.Context, branch uint32, at pg.LSN) error {
+	s, err := f.n.cluster.Until(ctx, func(s *cluster.State) bool { return s.Main >= branch || s.Main == 0 })
+	if err != nil {
+		return pageapi.Errorf(pageapi.Unavailable, "this node has not heard yet that main is branch %d: to its knowledge it is branch %d (%w)", branch, s.Main, err)
+	}
+	if s.Main == 0 || sameOnMain(s, branch, at) {
+		return nil
+	}
+	return pageapi.Errorf(pageapi.MainMoved, "main is branch %d by now, not %d, and not the same at %s", s.Main, branch, at)
+}
+
+// sameOnMain tells whether main has a branch's versions at an LSN: it is that branch, or forked off it later.
+func sameOnMain(s *cluster.State, branch uint32, at pg.LSN) bool {
+	if branch == s.Main {
+		return true
+	}
+	for _, b := range lineOf(s, s.Main) {
+		if b.Parent == branch {
+			return at != 0 && at <= b.Fork
+		}
+	}
+	return false
 }
 
 // lost lists the commits of a branch beyond an LSN, the first maxLost of them, and counts all.

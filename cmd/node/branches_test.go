@@ -1,12 +1,15 @@
 package node
 
 import (
+	"slices"
 	"testing"
+	"time"
 
 	"everpage/backup"
 	"everpage/chunk"
 	"everpage/cluster"
 	"everpage/cluster/fsm"
+	"everpage/wal/pg"
 )
 
 // What a store gives back: branches with a whole backup, and those that can be made anew out of their parents.
@@ -54,6 +57,37 @@ func TestLineOf(t *testing.T) {
 	}
 	if line := lineOf(s, 9); len(line) != 0 {
 		t.Errorf("line of a branch that is not there: %v", line)
+	}
+}
+
+// What the cluster knows counts for the store, whether this node has it or not: a leader that has just joined must not take layers for garbage.
+func TestBranchesOf(t *testing.T) {
+	s := &cluster.State{Branches: []fsm.Branch{{Number: 2}, {Number: 3, Parent: 2}}}
+	if got := branchesOf(s, []uint32{1, 2}); !slices.Equal(got, []uint32{1, 2, 3}) {
+		t.Errorf("%v", got)
+	}
+}
+
+// A base backup that was in vain many times is not taken over and over.
+func TestRestartWait(t *testing.T) {
+	for n, want := range map[int]time.Duration{manyRestarts: time.Minute, manyRestarts + 1: 2 * time.Minute, manyRestarts + 5: 32 * time.Minute, manyRestarts + 99: time.Hour} {
+		if got := restartWait(n); got != want {
+			t.Errorf("%d restarts: %s, want %s", n, got, want)
+		}
+	}
+}
+
+// Main has another branch's versions up to where it was left, and not beyond.
+func TestSameOnMain(t *testing.T) {
+	s := &cluster.State{Main: 4, Branches: []fsm.Branch{{Number: 1}, {Number: 2, Parent: 1, Fork: 100}, {Number: 3}, {Number: 4, Parent: 2, Fork: 200}}}
+	for _, c := range []struct {
+		branch uint32
+		at     pg.LSN
+		want   bool
+	}{{4, 0, true}, {4, 999, true}, {2, 200, true}, {2, 201, false}, {2, 0, false}, {1, 100, true}, {1, 101, false}, {3, 1, false}, {9, 1, false}} {
+		if got := sameOnMain(s, c.branch, c.at); got != c.want {
+			t.Errorf("branch %d at %s: %v, want %v", c.branch, c.at, got, c.want)
+		}
 	}
 }
 

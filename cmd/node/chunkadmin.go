@@ -2,13 +2,14 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"everpage/chunk"
 	"everpage/cluster"
+	"everpage/cluster/catalog"
 	"everpage/cluster/command"
 	"everpage/cluster/placement"
 	pb "everpage/pageapi/pagepb/everpage/v1"
@@ -22,62 +23,88 @@ func chunkName(c placement.Chunk) *pb.ChunkName {
 	return &pb.ChunkName{Rel: relWire(c), Segment: c.Segment}
 }
 
-// ListChunks lists the chunks that there are now, as every node knows them: each has the sizes of all relations.
+// ListChunks lists the chunks that there are now, as the cluster's inventory has them on every node.
 func (a *admin) ListChunks(ctx context.Context, r *pb.ListChunksRequest) (*pb.ListChunksResponse, error) {
 	s := a.n.cluster.State()
 	limit := int(r.Limit)
 	if limit == 0 {
 		limit = listedChunks
 	}
-	after, only := chunkFrom(r.After.GetRel(), r.After.GetSegment()), chunkFrom(r.Rel, r.Segment)
-	resp := &pb.ListChunksResponse{}
-	add := func(c placement.Chunk, blocks uint32) error {
-		o := s.Layout().Override(c)
-		switch {
-		case r.After != nil && c.Compare(after) <= 0, r.Rel != nil && c.RelFork != only.RelFork, r.One && c.Segment != only.Segment, r.Apart && o == nil:
-			return nil
-		case len(resp.Chunks) == limit:
-			resp.More = true
-			return errEnough
-		}
-		resp.Chunks = append(resp.Chunks, a.chunkInfo(s, c, blocks))
-		return nil
-	}
 	branch := a.n.pages.branch(r.Branch)
 	p, ok := a.n.store.Progress(branch)
 	if !ok || p.Consistent == 0 {
 		return nil, adminError(noData(r.Branch))
 	}
-	segment := a.n.cfg.SegmentBlocks
-	from := pg.RelFork{}
-	if r.Rel != nil {
-		from = only.RelFork
+	after, only := chunkFrom(r.After.GetRel(), r.After.GetSegment()), chunkFrom(r.Rel, r.Segment)
+	from := after
+	if r.Rel != nil && from.Compare(only) < 0 {
+		if from = only; !r.One {
+			from.Segment = 0
+		}
 	}
-	err := a.n.store.Relations(ctx, branch, p.Readable, from, func(fork pg.RelFork, blocks pg.BlockNumber) error {
-		if r.Rel != nil && fork != only.RelFork {
-			return errEnough
+	layout, resp := s.Layout(), &pb.ListChunksResponse{}
+	for e := range s.ChunksOf(branch, from) {
+		c := e.Chunk
+		if r.Rel != nil && c.RelFork != only.RelFork || r.One && c.Segment != only.Segment {
+			break // all others are behind it
 		}
-		for i := uint32(0); i == 0 || i*segment < blocks; i++ {
-			if err := add(placement.Chunk{RelFork: fork, Segment: i}, min(segment, blocks-i*segment)); err != nil {
-				return err
-			}
+		if e.Last.Dropped() || r.After != nil && c == after || r.Apart && layout.Override(c) == nil {
+			continue
 		}
-		return nil
-	})
-	if err != nil && !errors.Is(err, errEnough) {
-		return nil, adminError(coded(err))
+		if err := ctx.Err(); err != nil {
+			return nil, adminError(err)
+		}
+		if len(resp.Chunks) == limit {
+			resp.More = true
+			break
+		}
+		info, err := a.chunkInfo(s, branch, p, e)
+		if err != nil {
+			return nil, adminError(coded(err))
+		}
+		resp.Chunks = append(resp.Chunks, info)
+	}
+	if r.One && len(resp.Chunks) == 0 {
+		return a.newborn(s, branch, p, only)
 	}
 	return resp, nil
 }
 
-func (a *admin) chunkInfo(s *cluster.State, c placement.Chunk, blocks uint32) *pb.ChunkInfo {
-	of := s.Layout().Of(c)
-	info := &pb.ChunkInfo{Chunk: chunkName(c), Name: c.String(), Shard: uint32(placement.ShardOf(c, uint32(len(s.Map)))), Epoch: of.Epoch, Blocks: blocks}
-	if o := s.Layout().Override(c); o != nil {
+// newborn is a chunk that is in the store already, but not yet in the inventory.
+func (a *admin) newborn(s *cluster.State, branch uint32, p chunk.Progress, c placement.Chunk) (*pb.ListChunksResponse, error) {
+	info, err := a.chunkInfo(s, branch, p, catalog.Entry{Key: catalog.Key{Branch: branch, Chunk: c}})
+	if err != nil {
+		return nil, adminError(coded(err))
+	}
+	resp := &pb.ListChunksResponse{}
+	if info.Blocks > 0 {
+		resp.Chunks = append(resp.Chunks, info)
+	}
+	return resp, nil
+}
+
+func (a *admin) chunkInfo(s *cluster.State, branch uint32, p chunk.Progress, e catalog.Entry) (*pb.ChunkInfo, error) {
+	c := e.Chunk
+	layout := s.Layout()
+	of := layout.Of(c)
+	info := &pb.ChunkInfo{Chunk: chunkName(c), Name: c.String(), Shard: uint32(placement.ShardOf(c, uint32(len(s.Map)))), Epoch: of.Epoch, BornLsn: uint64(e.Born),
+		Damaged: e.Damaged.On(), UnprovenLsn: uint64(p.Unproven)}
+	blocks, ok, err := a.n.store.Size(branch, forkOf(c), p.Readable)
+	if err != nil {
+		return nil, err
+	}
+	info.Blocks = blocks
+	if before, segment := c.Segment*a.n.cfg.SegmentBlocks, a.n.cfg.SegmentBlocks; ok && c.Spc != 0 {
+		info.Blocks = min(segment, blocks-min(blocks, before))
+	}
+	if m, ok := s.Manifest(branch, placement.Shard(info.Shard)); ok && pg.LSN(e.Born) <= m.LSN {
+		info.BackedLsn = uint64(m.LSN)
+	}
+	if o := layout.Override(c); o != nil {
 		info.Apart, info.Pinned = true, o.Pinned
 	}
 	info.Replicas = a.replicasOf(s, *of)
-	return info
+	return info, nil
 }
 
 // replicasOf is an assignment for people.

@@ -89,7 +89,7 @@ func (n *Node) clusterStatus(ctx context.Context) *pb.StatusResponse {
 		if p := progress[x.ID]; p != nil {
 			ns.Version, ns.UptimeSeconds, ns.StoreBytes, ns.SpoolBytes, ns.DiskFreeBytes, ns.RssBytes = p.Version, p.UptimeSeconds, p.StoreBytes, p.SpoolBytes, p.DiskFreeBytes, p.RssBytes
 			ns.FollowState, ns.FollowMessage, ns.Warnings = p.FollowState, p.FollowMessage, p.Warnings
-			ns.Collecting = p.Collecting
+			ns.Collecting, ns.Budget = p.Collecting, p.Budget
 			for _, b := range p.Branches {
 				if b.Branch == s.Main {
 					ns.DurableLsn, ns.ReadableLsn = b.SpoolDurable, b.Readable
@@ -128,6 +128,9 @@ func (a *admin) SetNode(ctx context.Context, r *pb.SetNodeRequest) (*pb.SetNodeR
 		slot, err := stream.NodeSlot(a.n.cfg.Cluster, r.Name)
 		if err != nil {
 			return nil, adminError(err)
+		}
+		if err := a.n.cluster.MayRemove(id); err != nil {
+			return nil, status.Error(codes.FailedPrecondition, fmt.Sprintf("node %s can't be removed now: %v", r.Name, err))
 		}
 		cmd = &command.RemoveNode{ID: id, Force: r.Force, Slot: slot}
 	default:

@@ -79,6 +79,14 @@ func (n *Node) takeHorizon(s *cluster.State, branch uint32) error {
 	to := s.Horizon(branch).Applied
 	p, ok := n.store.Progress(branch)
 	d, durable := n.store.Durable(branch)
+	// What forked off needs each page's newest version before the fork: it must be here, and must not be read before it any more.
+	for _, b := range s.Branches {
+		if b.Parent == branch && b.Fork < to {
+			if child, here := n.store.Progress(b.Number); !here || child.Horizon <= b.Fork {
+				to = b.Fork
+			}
+		}
+	}
 	if !ok || !durable || p.Consistent == 0 || to <= max(p.Horizon, p.Consistent) || to > d.Resume {
 		return nil
 	}

@@ -40,13 +40,15 @@ type Config struct {
 	CollectRate  int64         // bytes a second that collecting old versions reads at most
 	HorizonGrace time.Duration // between announcing that history is about to begin later and it doing so
 
-	Store        string        // URL of the store that keeps the backup; "" for none
-	Recover      bool          // an empty Data is made out of the store
-	ArchiveEvery time.Duration // how long the newest WAL may be missing in the store
-	BackupEvery  time.Duration // at most between two uploads of pages
-	GCGrace      time.Duration // how old an object of the store must be that is deleted
-	BackupRate   int64         // bytes a second of these uploads; 0: no limit
-	RestoreRate  int64         // bytes a second of shards that are filled from the store; 0: no limit. What is read meanwhile isn't limited
+	Store         string        // URL of the store that keeps the backup; "" for none
+	DiskBudget    uint64        // bytes that Data may take; what the store has is evicted beyond that. 0: no limit
+	Recover       bool          // an empty Data is made out of the store
+	ArchiveEvery  time.Duration // how long the newest WAL may be missing in the store
+	BackupEvery   time.Duration // at most between two uploads of pages
+	TakeoverAfter time.Duration // for which the leader may fail to archive until a node that reaches the store takes the lead; 0: a minute, below: never
+	GCGrace       time.Duration // how old an object of the store must be that is deleted
+	BackupRate    int64         // bytes a second of these uploads; 0: no limit
+	RestoreRate   int64         // bytes a second of shards that are filled from the store; 0: no limit. What is read meanwhile isn't limited
 
 	SegmentBlocks uint32 // blocks in a chunk; fixed when the data directory is made. Anything but 131072 is for tests
 	Logger        *slog.Logger
@@ -54,8 +56,24 @@ type Config struct {
 
 var nameRE = regexp.MustCompile(`^[a-z0-9_]{1,24}$`)
 
-// complete fills in defaults and checks the rest.
+// complete fills in defaults and checks the rest. Its error is a *ConfigError.
 func (c *Config) complete() error {
+	if err := c.fillIn(); err != nil {
+		return &ConfigError{err}
+	}
+	return nil
+}
+
+// ConfigError is a mistake in how a node is to be run.
+type ConfigError struct{ Err error }
+
+func (e *ConfigError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the mistake.
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// fillIn is complete with plain errors.
+func (c *Config) fillIn() error {
 	if c.Data == "" {
 		return fmt.Errorf("--data is missing: the directory that keeps this node's history")
 	}
@@ -95,13 +113,16 @@ func (c *Config) complete() error {
 		c.Shards = placement.DefaultShards
 	}
 	if c.CacheBytes == 0 {
-		c.CacheBytes = 80 << 20
+		c.CacheBytes = 56 << 20
 	}
 	if c.RunBytes == 0 {
 		c.RunBytes = 32 << 20
 	}
 	if c.SpoolKeep == 0 {
 		c.SpoolKeep = 1 << 30
+	}
+	if err := c.completeBudget(); err != nil {
+		return err
 	}
 	if c.ArchiveEvery == 0 {
 		c.ArchiveEvery = 10 * time.Second
@@ -117,6 +138,9 @@ func (c *Config) complete() error {
 	}
 	if c.BackupEvery == 0 {
 		c.BackupEvery = time.Minute
+	}
+	if c.TakeoverAfter == 0 {
+		c.TakeoverAfter = time.Minute
 	}
 	if c.Wait == 0 {
 		c.Wait = 10 * time.Second

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,6 +20,9 @@ import (
 
 // fetchPiece is how much of a layer one message carries.
 const fetchPiece = 256 << 10
+
+// fetchWait is how long a layer's sender may take to come as far as the one who asks.
+const fetchWait = 20 * time.Second
 
 // fetchError gives the store's errors the codes that other nodes act on.
 func fetchError(err error) error {
@@ -43,7 +47,11 @@ func (s *nodeService) FetchLayer(r *pb.FetchLayerRequest, out pb.NodeService_Fet
 		// What main left grows no more, but for what other nodes have.
 		return status.Error(codes.NotFound, fmt.Sprintf("node %s has branch %d up to %s only", s.n.cfg.Node, r.Branch, p.Readable))
 	}
-	if err := s.n.store.Wait(ctx, r.Branch, pg.LSN(r.Hi)); err != nil {
+	// Not for ever: another replica may be further, and main may leave the branch meanwhile.
+	wait, cancel := context.WithTimeout(ctx, fetchWait)
+	err := s.n.store.Wait(wait, r.Branch, pg.LSN(r.Hi))
+	cancel()
+	if err != nil {
 		return fetchError(err)
 	}
 	w := &pieces{send: func(b []byte) error { return out.Send(&pb.FetchLayerResponse{Data: b}) }}
@@ -51,7 +59,7 @@ func (s *nodeService) FetchLayer(r *pb.FetchLayerRequest, out pb.NodeService_Fet
 	if c := chunkFrom(r.Rel, r.Segment); c != (placement.Chunk{}) {
 		spec.Chunk = &c
 	}
-	_, err := s.n.store.ExportLayer(ctx, spec, w)
+	_, err = s.n.store.ExportLayer(ctx, spec, w)
 	return fetchError(errors.Join(err, w.flush()))
 }
 

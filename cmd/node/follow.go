@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"everpage/chunk/ingest"
 	"everpage/cluster"
 	pb "everpage/pageapi/pagepb/everpage/v1"
 	"everpage/wal"
@@ -55,8 +56,9 @@ type follower struct {
 	changed               chan struct{} // closed and replaced when st changes
 	idle                  chan struct{} // closed while nothing is followed: detach waits for it
 
-	records atomic.Uint64
-	rate    meter
+	records  atomic.Uint64
+	restarts atomic.Int32 // of the import, one after the other
+	rate     meter
 }
 
 func newFollower(n *Node) (*follower, error) {
@@ -97,11 +99,12 @@ func (f *follower) use(branch uint32) {
 	f.using = branch
 }
 
-// main is the branch that the alias names.
+// main is the branch that the alias names, 0 if there is none yet.
 func (f *follower) main() uint32 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.st.Branch
+	if b := f.n.cluster.State().Branch(0); b != nil {
+		return b.Number
+	}
+	return 0
 }
 
 // run follows whatever is attached until ctx ends.
@@ -190,6 +193,13 @@ func (f *follower) followUntil(ctx context.Context, changed <-chan struct{}) {
 		if f.needsDecision(err) {
 			state, wait = stateStopped, maxWait
 		}
+		if errors.Is(err, ingest.ErrRestartImport) {
+			if n := f.restarts.Add(1); n >= manyRestarts {
+				state, wait = stateStopped, restartWait(int(n))
+				err = fmt.Errorf("%w; that happened %d times in a row, the next base backup begins in %s: create no databases by file copy (STRATEGY = FILE_COPY; always before PostgreSQL 15) until it is complete",
+					err, n, wait)
+			}
+		}
 		f.set(state, err.Error())
 		f.log.Error("following the primary was interrupted", "error", err, "retry_in", wait)
 		select {
@@ -199,6 +209,14 @@ func (f *follower) followUntil(ctx context.Context, changed <-chan struct{}) {
 		}
 		wait = min(2*wait, maxWait)
 	}
+}
+
+// manyRestarts is from how many base backups on that were in vain the next ones are taken at longer and longer intervals.
+const manyRestarts = 3
+
+// restartWait is how long the next base backup waits after n in vain.
+func restartWait(n int) time.Duration {
+	return min(time.Hour, time.Minute<<min(n-manyRestarts, 6))
 }
 
 // needsDecision tells errors that trying again won't mend by itself. They are tried again all the same, slowly.
@@ -318,6 +336,11 @@ func (f *follower) status() *pb.FollowStatus {
 		Warnings: append([]string{}, f.warnings...),
 	}
 	for _, l := range f.n.cluster.State().Left {
+		if l.Former {
+			s.Warnings = append(s.Warnings, fmt.Sprintf("slot %s of the cluster that this one was recovered from is still on %s, which keeps WAL for it: once nobody has used it for %s it is dropped, or by %s there",
+				l.Slot, l.Primary, f.n.cfg.SlotGrace, stream.DropSlotSQL(l.Slot)))
+			continue
+		}
 		s.Warnings = append(s.Warnings, fmt.Sprintf("slot %s is still on %s, which keeps WAL for it: everpage detach drops it, or %s there", l.Slot, l.Primary, stream.DropSlotSQL(l.Slot)))
 	}
 	progress, ok := f.n.store.Progress(f.st.Branch)
@@ -390,7 +413,7 @@ func (f *follower) parent(ctx context.Context, branch uint32) (uint32, pg.LSN) {
 		return 0, 0
 	}
 	s := f.n.cluster.State()
-	if s.Branch(branch) == nil && branch == s.NextBranch {
+	if s.Branch(branch) == nil && branch >= s.NextBranch {
 		ctx, cancel := context.WithTimeout(ctx, leadEvery)
 		defer cancel()
 		if newer, err := f.n.cluster.Until(ctx, func(s *cluster.State) bool { return s.Branch(branch) != nil }); err == nil {

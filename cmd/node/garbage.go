@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -54,9 +55,16 @@ func (s *backupService) collectAll(ctx context.Context, dryRun bool) (*pb.Collec
 	resp := &pb.CollectGarbageResponse{}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
+	var stored *pb.CollectGarbageResponse
+	var storeErr error
+	if s.n.backups != nil { // it waits for no node: one that hangs must not keep what the store could be rid of
+		wg.Go(func() {
+			stored, storeErr = s.on(ctx, leader, &pb.CollectGarbageRequest{Part: partStore, DryRun: dryRun})
+		})
+	}
 	for _, x := range st.Nodes {
 		wg.Go(func() {
-			got, err := s.on(ctx, x.ID, &pb.CollectGarbageRequest{Part: partLocal, DryRun: dryRun})
+			got, err := s.onLiving(ctx, x.ID, &pb.CollectGarbageRequest{Part: partLocal, DryRun: dryRun})
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
@@ -73,15 +81,45 @@ func (s *backupService) collectAll(ctx context.Context, dryRun bool) (*pb.Collec
 			resp.HorizonLsn = max(resp.HorizonLsn, l.HorizonLsn)
 		}
 	}
-	if s.n.backups != nil {
-		got, err := s.on(ctx, leader, &pb.CollectGarbageRequest{Part: partStore, DryRun: dryRun})
-		if err != nil {
-			return nil, err
-		}
-		resp.Store, resp.Objects, resp.Bytes = true, got.Objects, got.Bytes
+	if storeErr != nil {
+		return nil, storeErr
+	}
+	if stored != nil {
+		resp.Store, resp.Objects, resp.Bytes = true, stored.Objects, stored.Bytes
 	}
 	resp.Done = true
 	return resp, nil
+}
+
+var errAway = errors.New("it does not answer; it collects when it is back")
+
+// onLiving asks a node as long as it is there: nobody waits for one that is away, or goes while it is asked.
+func (s *backupService) onLiving(ctx context.Context, id string, r *pb.CollectGarbageRequest) (*pb.CollectGarbageResponse, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		for {
+			changed := s.n.cluster.MembersChanged()
+			if alive, _ := s.n.cluster.Alive(id); !alive {
+				cancel(errAway)
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
+		}
+	}()
+	resp, err := s.on(ctx, id, r)
+	if err != nil && errors.Is(context.Cause(ctx), errAway) {
+		err = errAway
+	}
+	cancel(nil)
+	<-watched
+	return resp, err
 }
 
 // on asks a node, which may be this one.

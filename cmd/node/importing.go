@@ -143,6 +143,7 @@ func (f *follower) announceImport(ctx context.Context, st state) error {
 	if err := f.n.store.Flush(); err != nil {
 		return err
 	}
+	f.restarts.Store(0)
 	cmd := &command.SetBranch{Number: st.Branch, Timeline: st.Timeline, Start: st.Start, Importer: f.n.cluster.ID(), Imported: true, Main: true}
 	if st.Timeline > 1 {
 		cmd.History = st.History.Format()

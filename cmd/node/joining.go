@@ -28,13 +28,16 @@ func (c *Config) addresses() error {
 		port    int
 	}{{"raft", &c.Raft, raftPort}, {"gossip", &c.Gossip, gossipPort}} {
 		if *a.address == "" {
-			*a.address = net.JoinHostPort(c.reach(host), strconv.Itoa(a.port))
+			*a.address = net.JoinHostPort(host, strconv.Itoa(a.port))
 		}
 		h, port, err := net.SplitHostPort(*a.address)
 		if err != nil {
 			return fmt.Errorf("--%s %s: %w", a.flag, *a.address, err)
 		}
-		*a.address = net.JoinHostPort(c.reach(h), port)
+		if c.Advertise == "" { // where they listen is what the others are told
+			h = c.reach(h)
+		}
+		*a.address = net.JoinHostPort(h, port)
 	}
 	return nil
 }
@@ -67,14 +70,14 @@ func (n *Node) join(ctx context.Context) (*cluster.Cluster, error) {
 	}
 	c, err := cluster.Start(ctx, cluster.Config{
 		Dir: filepath.Join(n.cfg.Data, clusterDir), Name: n.cfg.Node, Cluster: n.cfg.Cluster, Zone: n.cfg.Zone, Version: Version(),
-		Page: net.JoinHostPort(n.cfg.reach(host), port), Raft: n.cfg.Raft, Gossip: n.cfg.Gossip, Join: n.cfg.Join, Key: n.cfg.GossipKey,
+		Page: net.JoinHostPort(n.cfg.reach(host), port), Raft: n.cfg.Raft, Gossip: n.cfg.Gossip, Advertise: n.cfg.Advertise, Join: n.cfg.Join, Key: n.cfg.GossipKey,
 		Shards: n.cfg.Shards, SegmentBlocks: n.cfg.SegmentBlocks, Replicas: n.cfg.Replicas, Peers: n.peers, Logger: n.cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
 	}
 	if s := c.State(); s.Shards != 0 {
-		n.cfg.Shards = s.Shards
+		n.cfg.Shards, n.cfg.SegmentBlocks = s.Shards, s.SegmentBlocks
 	}
 	return c, nil
 }

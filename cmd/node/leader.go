@@ -20,6 +20,8 @@ const (
 	importerGone = 30 * time.Second
 	// slotsEvery is how often the leader looks at slots that nobody uses any more.
 	slotsEvery = 30 * time.Second
+	// formerTimeout bounds what is asked of the primary for the slot of a former cluster.
+	formerTimeout = 2 * time.Second
 )
 
 // leader does what one node of the cluster has to do for all. Whatever it decides stands in the cluster's log; what it only saw, it sees again after a change
@@ -30,11 +32,14 @@ type leader struct {
 	leases map[uint64]leaseSeen // by number
 	slots  time.Time            // of the last look
 	told   map[string]bool      // warnings that were given
+	active map[string]time.Time // when a slot of a former cluster was last seen in use
 	usage  placement.Usage      // as the nodes said
 	asked  time.Time            // for it
 
 	planned map[uint32]plannedHorizon // by branch
 	horizon time.Time                 // of the last look at where history is to begin
+
+	stuck stuck // of archiving
 }
 
 type leaseSeen struct {
@@ -53,7 +58,7 @@ func (n *Node) lead(ctx context.Context) error {
 			l = nil
 		} else {
 			if l == nil {
-				l = &leader{n: n, since: time.Now(), leases: map[uint64]leaseSeen{}, told: map[string]bool{}, planned: map[uint32]plannedHorizon{}}
+				l = &leader{n: n, since: time.Now(), leases: map[uint64]leaseSeen{}, told: map[string]bool{}, active: map[string]time.Time{}, planned: map[uint32]plannedHorizon{}}
 			}
 			if err := l.duties(ctx); err != nil && ctx.Err() == nil {
 				n.cfg.Logger.Warn("a duty of the leader failed; it is tried again", "error", err)
@@ -75,7 +80,7 @@ func (l *leader) duties(ctx context.Context) error {
 	if s.ID == "" {
 		return nil
 	}
-	return errors.Join(l.importer(ctx, s), l.plan(ctx, s), l.expire(ctx, s), l.moveHorizons(ctx, s), l.dropSlots(ctx, s))
+	return errors.Join(l.importer(ctx, s), l.plan(ctx, s), l.expire(ctx, s), l.moveHorizons(ctx, s), l.dropSlots(ctx, s), l.yield(ctx, s))
 }
 
 // gone is how long a node has been away, 0 if it is there. A node that was never seen counts from when this node began to lead.
@@ -138,36 +143,65 @@ func (l *leader) expire(ctx context.Context, s *cluster.State) error {
 
 // dropSlots drops the slots of nodes that were removed, and of those that are dead for so long that the WAL kept for them may fill the primary's disk.
 func (l *leader) dropSlots(ctx context.Context, s *cluster.State) error {
-	if s.Follow.Conninfo == "" || time.Since(l.slots) < slotsEvery {
+	if s.Follow.Conninfo == "" || time.Since(l.slots) < min(slotsEvery, max(leadEvery, l.n.cfg.SlotGrace/4)) {
 		return nil
 	}
 	l.slots = time.Now()
 	var errs []error
 	for _, left := range s.Left {
-		if left.Conninfo != s.Follow.Conninfo {
+		// What the store keeps of a conninfo, from which a cluster was recovered, has no password.
+		if stream.WithoutPassword(left.Conninfo) != stream.WithoutPassword(s.Follow.Conninfo) {
 			continue
 		}
+		left.Conninfo = s.Follow.Conninfo
 		if l.inUse(s, left.Slot) { // a node of that name has joined again
 			errs = append(errs, l.propose(ctx, &command.ForgetSlot{Slot: left.Slot}))
 			continue
 		}
-		if err := dropSlot(ctx, left); err != nil {
-			errs = append(errs, fmt.Errorf("slot %s of a node that was removed: %w", left.Slot, err))
+		if left.Former && !l.unused(left.Slot) {
 			continue
 		}
-		l.n.cfg.Logger.Info("the slot of a node that was removed is dropped", "slot", left.Slot)
+		err := func() error {
+			if !left.Former {
+				return dropSlot(ctx, left)
+			}
+			short, cancel := context.WithTimeout(ctx, formerTimeout) // not for as long as it is in use
+			defer cancel()
+			return dropSlot(short, left)
+		}()
+		if left.Former && errors.Is(err, stream.ErrSlotActive) {
+			// Its node is there, though nobody writes to the store with it any more. It may lose its connection for a moment: that is not to be the end of its slot.
+			l.active[left.Slot] = time.Now()
+			l.n.cfg.Logger.Warn("a node of the cluster that this one was recovered from still follows the primary: stop it", "slot", left.Slot)
+			continue
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("slot %s of a node that is not of the cluster any more: %w", left.Slot, err))
+			continue
+		}
+		l.n.cfg.Logger.Info("the slot of a node that is not of the cluster any more is dropped", "slot", left.Slot)
 		errs = append(errs, l.propose(ctx, &command.ForgetSlot{Slot: left.Slot}))
 	}
 	for _, x := range s.Nodes {
 		gone := l.gone(x.ID)
-		if gone < l.n.cfg.SlotGrace {
-			continue
-		}
 		slot, err := stream.NodeSlot(l.n.cfg.Cluster, x.Name)
 		if err != nil {
 			return err
 		}
-		if l.told[slot] {
+		early := slot + " soon"
+		switch {
+		case gone < l.n.cfg.SlotGrace/2:
+			delete(l.told, slot)
+			delete(l.told, early)
+			continue
+		case gone < l.n.cfg.SlotGrace:
+			if !l.told[early] {
+				l.told[early] = true
+				l.n.cfg.Logger.Warn(fmt.Sprintf("node %s is gone for %s: the primary keeps WAL for its slot %s, which is dropped after %s", x.Name, gone.Round(time.Second), slot,
+					l.n.cfg.SlotGrace))
+			}
+			continue
+		case l.told[slot]:
 			continue
 		}
 		l.n.follow.warn(fmt.Sprintf("node %s is gone for %s: its slot %s is dropped, so that the WAL kept for it doesn't fill the primary's disk; when it comes back it gets what it lacks from the other nodes",
@@ -179,6 +213,22 @@ func (l *leader) dropSlots(ctx context.Context, s *cluster.State) error {
 		l.told[slot] = true
 	}
 	return errors.Join(errs...)
+}
+
+// unused tells whether nobody has used a former cluster's slot for long enough, as far as this leader has seen.
+func (l *leader) unused(slot string) bool {
+	since := l.since
+	if at := l.active[slot]; at.After(since) {
+		since = at
+	}
+	if time.Since(since) >= l.n.cfg.SlotGrace {
+		return true
+	}
+	if told := slot + " former"; !l.told[told] {
+		l.told[told] = true
+		l.n.cfg.Logger.Warn("the primary keeps WAL for a slot of the cluster that this one was recovered from; it is dropped once nobody has used it for long", "slot", slot, "after", l.n.cfg.SlotGrace)
+	}
+	return false
 }
 
 // inUse tells whether a slot is a member's.

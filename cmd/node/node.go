@@ -38,9 +38,11 @@ type Node struct {
 	backups *backups // nil without a store
 	peers   *peers
 	usage   *usage
+	budget  *budget // nil without one
 	cluster *cluster.Cluster
 
 	collecting collecting
+	repairs    repairs
 }
 
 // Run runs a node until ctx ends or it can't go on. ready, where set, is called with the address of its page service once that answers.
@@ -80,6 +82,7 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	cfg = n.cfg // the cluster knows better how many shards there are
 	n.store, err = chunk.Open(chunk.Options{
 		Dir: filepath.Join(cfg.Data, storeDir), Redoer: n.redoer, Logger: cfg.Logger, CacheBytes: cfg.CacheBytes, RunBytes: cfg.RunBytes,
+		DiskBytes: int64(cfg.DiskBudget), ReserveBytes: cfg.spare(),
 		SegmentBlocks: cfg.SegmentBlocks, Shards: cfg.Shards, Checksum: pg.Checksum,
 		Fatal: func(msg string) {
 			cfg.Logger.Error("the store can't go on; what was acknowledged is in the spool and is read again at the next start", "reason", msg)
@@ -97,8 +100,8 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	n.usage = newUsage(n.store.Shards())
-	n.pages = &pages{store: n.store, usage: n.usage, segmentBlocks: cfg.SegmentBlocks, behind: n.follow.behind, history: n.follow.history, main: n.follow.main, parent: n.follow.parent}
+	n.usage, n.budget = newUsage(n.store.Shards()), newBudget(n)
+	n.pages = &pages{store: n.store, usage: n.usage, budget: n.budget, segmentBlocks: cfg.SegmentBlocks, behind: n.follow.behind, history: n.follow.history, main: n.follow.main, parent: n.follow.parent, isMain: n.follow.isMain}
 	if err := n.startBackups(); err != nil {
 		return errors.Join(err, listener.Close())
 	}
@@ -119,8 +122,10 @@ func Run(ctx context.Context, cfg Config, ready func(address string)) (err error
 	g.Go(func() error { return n.watchCluster(ctx) })
 	g.Go(func() error { return n.keepShards(ctx) })
 	g.Go(func() error { return n.measure(ctx) })
+	g.Go(func() error { return n.keepCatalog(ctx) })
 	g.Go(func() error { return n.lead(ctx) })
 	g.Go(func() error { return n.keepHorizon(ctx) })
+	g.Go(func() error { return n.keepBudget(ctx) })
 	if ready != nil {
 		ready(n.cfg.Listen)
 	}

@@ -79,6 +79,7 @@ func (n *Node) progress() *pb.NodeProgress {
 		Id: n.cluster.ID(), Name: n.cfg.Node, Version: Version(), UptimeSeconds: uint64(time.Since(n.started).Seconds()),
 		StoreBytes: st.DiskBytes, SpoolBytes: uint64(dirBytes(filepath.Join(n.cfg.Data, spoolDir))), RssBytes: rss(), AppliedIndex: n.cluster.Applied(),
 		FollowState: follow.State, FollowMessage: follow.Message, Warnings: follow.Warnings, Collecting: n.collecting.status(),
+		Budget: n.budget.status(),
 	}
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(n.cfg.Data, &fs); err == nil {

@@ -28,6 +28,8 @@ type pages struct {
 	main  func() uint32 // the number of the branch that the alias main (0 on the wire) names; 0: there is none yet
 	maps  atomic.Pointer[placement.Map]
 	usage *usage
+	// budget wants to know what is read; nil without one.
+	budget *budget
 	// segmentBlocks is how many blocks a chunk has.
 	segmentBlocks uint32
 	// behind explains why an LSN is not readable yet: which link is behind.
@@ -36,6 +38,8 @@ type pages struct {
 	history func(branch uint32, tli pg.TimelineID) (wal.History, bool)
 	// parent tells what a branch forked off and where.
 	parent func(ctx context.Context, branch uint32) (uint32, pg.LSN)
+	// isMain refuses a branch that main is not any more at an LSN, and waits where it is not yet.
+	isMain func(ctx context.Context, branch uint32, lsn pg.LSN) error
 }
 
 func (p *pages) branch(n uint32) uint32 {
@@ -77,6 +81,15 @@ func noData(branch uint32) error {
 
 // Position waits until the LSN is readable.
 func (p *pages) Position(ctx context.Context, at pageapi.Position, wait time.Duration) (pageapi.Position, error) {
+	if at.Main {
+		short, cancel := context.WithTimeout(ctx, wait)
+		err := p.isMain(short, at.Branch, at.LSN)
+		cancel()
+		if err != nil {
+			return at, err
+		}
+		at.Main = false
+	}
 	at.Branch = p.branch(at.Branch)
 	progress, ok := p.store.Progress(at.Branch)
 	if !ok {
@@ -140,6 +153,7 @@ func (p *pages) forked(ctx context.Context, branch uint32, fork pg.LSN, wait tim
 
 func (p *pages) Page(ctx context.Context, at pageapi.Position, key pg.PageKey, dst []byte) error {
 	p.usage.read(key, p.segmentBlocks)
+	p.budget.read(key, p.segmentBlocks)
 	return coded(p.store.Page(ctx, at.Branch, key, at.LSN, dst))
 }
 
@@ -311,6 +325,9 @@ var objectReaders = map[redo.MetaKind]func(c *datadir.Cluster, id [2]uint32, val
 }
 
 func (p *pages) Map() *placement.Map { return p.maps.Load() }
+
+// Main is the number of the branch that main is.
+func (p *pages) Main() uint32 { return p.main() }
 
 // resolveWait is how long a target waits for a branch that is about to be here.
 const resolveWait = 5 * time.Second

@@ -12,6 +12,7 @@ import (
 	"everpage/backup/archive"
 	"everpage/cluster"
 	"everpage/cluster/command"
+	"everpage/cluster/fsm"
 	"everpage/wal"
 	"everpage/wal/pg"
 	"everpage/wal/stream"
@@ -103,23 +104,36 @@ func (f *follower) receiveWhile(ctx context.Context, receiver *stream.Receiver, 
 func (f *follower) fetchWhile(ctx context.Context, spool *wal.Spool, st state, first pg.LSN) error {
 	watched, stop := f.watchDirect(ctx, false)
 	defer stop()
+	var slot errgroup.Group
+	defer slot.Wait()
+	caughtUp := false
 	for watched.Err() == nil {
 		for _, address := range f.n.others() {
 			f.set(stateStreaming, "from node "+address)
-			err := f.fillFrom(watched, spool, st.Branch, first, address, true)
+			err := f.fillFrom(watched, spool, st.Branch, first, address, false)
+			if err == nil && !caughtUp {
+				caughtUp = true
+				slot.Go(func() error { f.giveUpSlot(watched, st); return nil })
+			}
+			if err == nil {
+				err = f.fillFrom(watched, spool, st.Branch, first, address, true)
+			}
 			if spoolErr := spool.Err(); spoolErr != nil {
 				return spoolErr
 			}
 			if watched.Err() != nil {
 				break
 			}
-			f.set(stateWaiting, err.Error())
+			if err != nil {
+				f.set(stateWaiting, err.Error())
+			}
 		}
 		select {
 		case <-watched.Done():
 		case <-time.After(exchangeEvery):
 		}
 	}
+	slot.Wait()
 	// Whoever receives itself from now on needs a slot.
 	if ctx.Err() == nil && f.direct() {
 		if err := f.ensureSlot(ctx, st); err != nil {
@@ -127,6 +141,22 @@ func (f *follower) fetchWhile(ctx context.Context, spool *wal.Spool, st state, f
 		}
 	}
 	return ctx.Err()
+}
+
+// giveUpSlot drops this node's slot, which nobody moves on while the node gets its WAL from others: the primary would keep all behind it.
+func (f *follower) giveUpSlot(ctx context.Context, st state) {
+	for {
+		err := dropSlot(ctx, fsm.LeftSlot{Slot: st.Slot, Conninfo: st.Conninfo})
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		f.log.Info("the slot, which is not needed, could not be dropped; it is tried again", "slot", st.Slot, "error", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(slotsEvery):
+		}
+	}
 }
 
 // exchange takes WAL from the others while the primary sends none.
@@ -197,22 +227,31 @@ func (f *follower) receive(ctx context.Context, receiver *stream.Receiver, spool
 	}
 }
 
-// slotGone makes the slot anew where the WAL in between is to be had: a standby that was promoted never had it, and the leader drops those of nodes that are away.
+// slotGone makes the slot anew where the WAL in between is to be had: a standby that was promoted never had it, the leader drops those of nodes that are away, and
+// a node that was recovered under a name of its own has none yet. What the server has removed, if it has, is told when it is asked for: no WAL is passed over.
 func (f *follower) slotGone(ctx context.Context, receiver *stream.Receiver, spool *wal.Spool, st state, first pg.LSN, reason error) (again bool, err error) {
 	promoted := receiver.Status().Server.Timeline > st.Timeline || f.copied(st.Branch, f.applied(st.Branch))
-	if !promoted && len(f.n.others()) == 0 {
+	held := f.n.backups != nil // by the hold slot, from where the WAL in the store ends
+	if !promoted && !held && len(f.n.others()) == 0 {
 		return false, reason
 	}
 	f.log.Warn("the slot is made anew", "slot", st.Slot, "error", reason)
 	var errs []error
-	if !promoted { // what the primary no longer has, the others have
-		errs = append(errs, f.fill(ctx, spool, st.Branch, first))
+	if !promoted { // what the primary no longer has, the others have; some of them may be gone
+		for _, address := range f.n.others() {
+			err := f.fillFrom(ctx, spool, st.Branch, first, address, false)
+			if err == nil {
+				errs = nil
+				break
+			}
+			errs = append(errs, err)
+		}
 	}
 	if err := errors.Join(append(errs, f.ensureSlot(ctx, st))...); err != nil {
 		f.log.Warn("the slot could not be made anew", "error", err)
 		return false, errors.Join(reason, err)
 	}
-	return promoted, reason
+	return promoted || held, reason
 }
 
 // errCopyInstead says that a branch can't be forked here, for want of WAL, but that another node has it.

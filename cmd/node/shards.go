@@ -14,6 +14,7 @@ import (
 	"everpage/cluster/command"
 	"everpage/cluster/fsm"
 	"everpage/cluster/placement"
+	"everpage/pageapi"
 	"everpage/wal/pg"
 )
 
@@ -75,6 +76,7 @@ func (n *Node) matchShards(ctx context.Context, s *cluster.State, unwanted map[p
 			}
 		}
 	}
+	n.repairShards(ctx, s, branches)
 	n.giveUp(ctx, branches, owned, apart, unwanted)
 	if len(branches) < len(s.Branches) {
 		return nil // the rest is still on its way
@@ -171,7 +173,7 @@ func (n *Node) take(ctx context.Context, s *cluster.State, branches []uint32, p 
 	r, of := a.Replica(n.cluster.ID()), command.OfPlace(p)
 	missing := false
 	for _, branch := range branches {
-		missing = missing || !n.coverage(branch, p).Complete
+		missing = missing || !n.served(branch, p)
 	}
 	if missing && r.Role != placement.Joining && len(a.Serving()) > 1 {
 		// The map says that this node has it: its disk must have lost it. Others may have the rest; until then reads ask them.
@@ -186,7 +188,7 @@ func (n *Node) take(ctx context.Context, s *cluster.State, branches []uint32, p 
 	}
 	for _, branch := range branches {
 		have := n.coverage(branch, p)
-		if have.Complete {
+		if n.served(branch, p) {
 			continue
 		}
 		err := n.pull(ctx, branch, p, have.From)
@@ -255,7 +257,9 @@ func (n *Node) pull(ctx context.Context, branch uint32, p placement.Place, from 
 		}
 		errs = append(errs, err)
 	}
-	if len(errs) == 0 && n.backups != nil && p.Chunk == (placement.Chunk{}) {
+	// Others that keep it may have evicted some of it.
+	nowhere := !slices.ContainsFunc(errs, func(err error) bool { return pageapi.CodeOf(err) != pageapi.NotFound })
+	if nowhere && n.backups != nil && p.Chunk == (placement.Chunk{}) {
 		return errFromStore
 	}
 	if len(errs) == 0 {

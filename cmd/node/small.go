@@ -51,9 +51,6 @@ func (f *follower) copyBranch(ctx context.Context, st state) error {
 		if err == nil {
 			p, err := f.n.store.ImportSmall(ctx, st.Branch, r)
 			if err == nil {
-				err = markCopy(f.n.cfg.Data, spoolStart{st.Branch, p.Resume})
-			}
-			if err == nil {
 				f.log.Info("the branch is here, without pages as yet", "branch", st.Branch, "of", address, "readable", p.Readable)
 				return nil
 			}
@@ -133,7 +130,8 @@ func (f *follower) fillFrom(ctx context.Context, spool *wal.Spool, branch uint32
 	}
 }
 
-// spoolStart says from where on this node has WAL of a branch that it copied, or that forked off here. The file copied.json lists them.
+// spoolStart says from where on this node has WAL of a branch that forked off here, or came from the store. The file copied.json lists them; of branches that were
+// copied from other nodes the store itself says it, in the same step that makes them known.
 type spoolStart struct {
 	Branch uint32 `json:"branch"`
 	At     pg.LSN `json:"at"`
@@ -159,7 +157,7 @@ func markCopy(dir string, s spoolStart) error {
 		return err
 	}
 	path := filepath.Join(dir, copiedFile)
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
+	if err := writeSynced(path+".new", b); err != nil {
 		return err
 	}
 	if err := os.Rename(path+".new", path); err != nil {
@@ -168,7 +166,20 @@ func markCopy(dir string, s spoolStart) error {
 	return syncDir(dir)
 }
 
+// writeSynced writes a file that is whole or not there after a power loss, once it is renamed.
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
 // copied tells whether the branch began here at at, so that nothing of its WAL before that was ever relied on here.
 func (f *follower) copied(branch uint32, at pg.LSN) bool {
+	if p, ok := f.n.store.Progress(branch); ok && p.Copied != 0 && p.Copied == at {
+		return true
+	}
 	return slices.Contains(readCopied(f.n.cfg.Data), spoolStart{branch, at})
 }

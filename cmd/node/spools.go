@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"everpage/backup"
 	"everpage/backup/archive"
 	"everpage/chunk/ingest"
 	"everpage/wal"
@@ -18,7 +19,7 @@ import (
 func (f *follower) openSpool(st state, pending *pendingImport) (*wal.Spool, pg.LSN, error) {
 	opts := wal.SpoolOptions{
 		Dir: filepath.Join(f.n.cfg.Data, spoolDir), SegmentSize: wal.SegmentSize(st.WALSegmentSize), Major: st.Major, SystemID: st.SystemIdentifier,
-		History: st.History,
+		History: st.History, Reserve: f.n.cfg.spoolReserve(),
 	}
 	var start pg.LSN
 	if pending != nil {
@@ -221,7 +222,7 @@ func (f *follower) archiveTail(ctx context.Context, spool *wal.Spool, st state) 
 		if b.registry.Leads() {
 			return a.Status().End
 		}
-		return ^pg.LSN(0)
+		return b.registry.Current(st.Branch, backup.Small).LSN // as far as no recovery reads it: whoever leads next may lack it
 	}
 	return archived, func() { cancel(); <-done }
 }

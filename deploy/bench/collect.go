@@ -66,23 +66,19 @@ func (b *bench) collect(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		rate, err := b.readRate(ctx, n, i)
-		if err != nil {
-			return err
-		}
-		now, err := n.collectingNow(ctx)
+		rate, gone, err := b.readRateWhile(ctx, n, i, was)
 		if err != nil {
 			return err
 		}
 		if err := n.call(ctx, nil, "retention", "set", "forever"); err != nil {
 			return err
 		}
-		if now.Passes != was.Passes {
+		if rate == 0 {
 			progress("collection, run %d: it was over before the reads were; left out", i+1)
 			continue
 		}
-		idle, during, freed = append(idle, before), append(during, rate), append(freed, float64(now.Gone)/1e6)
-		progress("collection, run %d: %.0f pages/s before, %.0f meanwhile", i+1, before, rate)
+		idle, during, freed = append(idle, before), append(during, rate), append(freed, float64(gone)/1e6)
+		progress("collection, run %d: %.0f pages/s before, %.0f meanwhile, until %d bytes had gone", i+1, before, rate, gone)
 	}
 	if len(idle) == 0 {
 		return errors.New("no collection took long enough to be measured")
@@ -101,6 +97,28 @@ func (b *bench) readRate(ctx context.Context, n *served, i int) (float64, error)
 	err := n.call(ctx, &r, "bench", "getpage", "--duration", (time.Duration(b.readSeconds) * time.Second).String(), "--clients", strconv.Itoa(readClients), "--batch",
 		strconv.Itoa(readBatch), "--seed", strconv.FormatInt(b.seed+int64(i), 10))
 	return r.PagesPerSecond, err
+}
+
+// readRateWhile reads until the pass that is under way has taken something away, and returns the mean rate and what has gone. The rate is 0 if the pass ended within
+// the first measurement; one within which it ends later does not count.
+func (b *bench) readRateWhile(ctx context.Context, n *served, i int, was collecting) (rate float64, gone uint64, err error) {
+	for k := 0; ; k++ {
+		r, err := b.readRate(ctx, n, i)
+		if err != nil {
+			return 0, 0, err
+		}
+		now, err := n.collectingNow(ctx)
+		if err != nil {
+			return 0, 0, err
+		}
+		if now.Passes != was.Passes {
+			return rate, now.Gone, nil
+		}
+		rate += (r - rate) / float64(k+1)
+		if now.Gone > was.Gone {
+			return rate, now.Gone, nil
+		}
+	}
 }
 
 // collecting is what status says of collection.

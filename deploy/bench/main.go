@@ -41,11 +41,14 @@ var (
 	quick = sizes{runs: 3, smallScale: 2, smallWAL: 96 << 20, imageScale: 10, imageWAL: 192 << 20, nodeScale: 10, nodeWAL: 160 << 20, lostScale: 10, storeScale: 10, storeSeconds: 20, readSeconds: 2}
 )
 
-// parts of a run, in their order.
-var parts = []struct {
+// part is what can be measured for itself.
+type part struct {
 	name string
 	run  func(*bench, context.Context) error
-}{
+}
+
+// parts of a run, in their order.
+var parts = []part{
 	{"redo", (*bench).redo},
 	{"small", func(b *bench, ctx context.Context) error { return b.recovery(ctx, smallRecords) }},
 	{"images", func(b *bench, ctx context.Context) error { return b.recovery(ctx, imageHeavy) }},
@@ -89,7 +92,7 @@ func exit(err error) {
 func run(ctx context.Context) (err error) {
 	isQuick := flag.Bool("quick", false, "small sizes and 3 runs: about 3 minutes instead of 25")
 	runs := flag.Int("runs", 0, "how often each measurement is repeated (default 5, 3 with -quick)")
-	out := flag.String("out", "", "directory for results.json and RESULTS.md (default: only print)")
+	out := flag.String("out", "", "directory for results.json and RESULTS.md (default: only print); with -only the other parts' lines there stay")
 	work := flag.String("dir", "", "directory for databases and WAL, tens of GB in a full run (default: a temporary one)")
 	only := flag.String("only", "", "parts to run, comma separated: redo, small, images, node, scale, rereplicate, collect, backup (default: all)")
 	keep := flag.Bool("keep", false, "leave the databases and the WAL in -dir")
@@ -123,24 +126,64 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	b.report = newReport(ctx, b)
+	chosen := parts
+	if *only != "" {
+		if chosen, err = choose(strings.Split(*only, ",")); err != nil {
+			return err
+		}
+	}
+	failed := b.measure(ctx, chosen)
+	b.report.finish()
+	if *only != "" && *out != "" {
+		old, err := readReport(*out)
+		if err != nil {
+			return err
+		}
+		if old != nil {
+			b.report.onto(old, chosen)
+		}
+	}
+	err = b.report.write(os.Stdout)
+	if *out != "" {
+		err = errors.Join(err, b.report.save(*out))
+	}
+	return errors.Join(err, failed)
+}
+
+// choose picks parts by their names, in the order of a whole run.
+func choose(names []string) (chosen []part, err error) {
 	for _, p := range parts {
-		if *only != "" && !slices.Contains(strings.Split(*only, ","), p.name) {
+		if slices.Contains(names, p.name) {
+			chosen = append(chosen, p)
+		}
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {
+			err = errors.Join(err, fmt.Errorf("-only %s: there is no such part", name))
+		}
+	}
+	return chosen, err
+}
+
+// measure runs parts. One that fails takes nothing from what the others measured, nor from what it had measured itself: the report names it.
+func (b *bench) measure(ctx context.Context, parts []part) (failed error) {
+	for _, p := range parts {
+		began := time.Now()
+		err := p.run(b, ctx)
+		if ctx.Err() != nil {
+			return errors.Join(failed, fmt.Errorf("%s: %w", p.name, context.Cause(ctx)))
+		}
+		took := time.Since(began).Round(time.Second)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", p.name, err)
+			b.report.Failed = append(b.report.Failed, err.Error())
+			failed = errors.Join(failed, err)
+			progress("%s failed after %s: %v", p.name, took, err)
 			continue
 		}
-		began := time.Now()
-		if err := p.run(b, ctx); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
-		}
-		progress("%s took %s", p.name, time.Since(began).Round(time.Second))
+		progress("%s took %s", p.name, took)
 	}
-	b.report.finish()
-	if err := b.report.write(os.Stdout); err != nil {
-		return err
-	}
-	if *out == "" {
-		return nil
-	}
-	return b.report.save(*out)
+	return failed
 }
 
 // build compiles the binary under test, so that what is measured is this source.

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +37,7 @@ type report struct {
 	Runs      int       `json:"runs"`
 	Seed      int64     `json:"seed"`
 	Rows      []row     `json:"rows"`
+	Failed    []string  `json:"failed,omitempty"` // parts that were not measured to their end, and why
 }
 
 // row is one line of the table: what was measured, beside what.
@@ -46,6 +49,7 @@ type row struct {
 	Reach string     `json:"reach,omitempty"` // what it should be
 	Met   *bool      `json:"met,omitempty"`
 	Note  string     `json:"note,omitempty"`
+	From  string     `json:"from,omitempty"` // the run that it is of, where that isn't the report's
 }
 
 // measured is the median of some runs, and all of them.
@@ -151,14 +155,42 @@ func (r *report) finish() {
 
 // facts are the lines above the table.
 func (r *report) facts() []string {
+	return []string{
+		fmt.Sprintf("%s, %d cores, %.0f GiB, Linux %s, %s, PostgreSQL %s", r.CPU, r.Cores, r.MemoryGiB, r.Kernel, r.Go, r.Postgres),
+		fmt.Sprintf("%s, %.0f s, medians of %d (least–most), seed %d", r.run(), r.Took, r.Runs, r.Seed),
+		fmt.Sprintf("load average before %s, after %s", r.LoadStart, r.LoadEnd),
+	}
+}
+
+// run names the run among others.
+func (r *report) run() string {
 	commit := r.Commit
 	if r.Modified {
 		commit += " with changes"
 	}
-	return []string{
-		fmt.Sprintf("%s, %d cores, %.0f GiB, Linux %s, %s, PostgreSQL %s", r.CPU, r.Cores, r.MemoryGiB, r.Kernel, r.Go, r.Postgres),
-		fmt.Sprintf("commit %s, %s, %.0f s, medians of %d (least–most), seed %d", commit, r.Began.Format(time.DateOnly), r.Took, r.Runs, r.Seed),
-		fmt.Sprintf("load average before %s, after %s", r.LoadStart, r.LoadEnd),
+	return fmt.Sprintf("commit %s, %s", commit, r.Began.Format(time.DateOnly))
+}
+
+// onto puts what was measured in place of the same lines of an older report, whose other lines stay and say of which run they are. A part that failed then and not
+// now is not told of any more.
+func (r *report) onto(old *report, parts []part) {
+	var rows []row
+	for _, l := range old.Rows {
+		if i := slices.IndexFunc(r.Rows, func(n row) bool { return n.What == l.What }); i >= 0 {
+			rows = append(rows, r.Rows[i])
+			r.Rows = slices.Delete(r.Rows, i, i+1)
+			continue
+		}
+		if l.From == "" {
+			l.From = old.run()
+		}
+		rows = append(rows, l)
+	}
+	r.Rows = append(rows, r.Rows...)
+	for _, f := range old.Failed {
+		if !slices.ContainsFunc(parts, func(p part) bool { return strings.HasPrefix(f, p.name+": ") }) {
+			r.Failed = append(r.Failed, f)
+		}
 	}
 }
 
@@ -187,6 +219,12 @@ func (r *report) notes() []string {
 		if l.Note != "" {
 			notes = append(notes, l.What+": "+l.Note)
 		}
+		if l.From != "" {
+			notes = append(notes, l.What+": measured in another run, "+l.From)
+		}
+	}
+	for _, f := range r.Failed {
+		notes = append(notes, "FAILED, so that lines are missing: "+strings.ReplaceAll(f, "\n", " "))
 	}
 	return notes
 }
@@ -210,6 +248,19 @@ func (r *report) write(w io.Writer) error {
 	return nil
 }
 
+// readReport reads what save wrote; nil if it is not there.
+func readReport(dir string) (*report, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "results.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r := &report{}
+	return r, json.Unmarshal(b, r)
+}
+
 // save writes results.json and RESULTS.md.
 func (r *report) save(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -223,7 +274,7 @@ func (r *report) save(dir string) error {
 		return err
 	}
 	var b bytes.Buffer
-	b.WriteString("# Measured\n\nWritten by `make bench`; the same in results.json. All peers ran in the same run on the same machine.\n\n")
+	b.WriteString("# Measured\n\nWritten by `make bench`; the same in results.json. What stands beside each other was measured in the same run on the same machine.\n\n")
 	for _, f := range r.facts() {
 		b.WriteString("- " + f + "\n")
 	}

@@ -24,6 +24,7 @@ var faults = map[string]func(*run, context.Context) error{
 	"rolling-restart": (*run).rolling,
 	"primary":         (*run).killPrimary,
 	"promotion":       (*run).promote,
+	"blackout":        (*run).blackout,
 	"leader-in-move":  (*run).leaderInMove,
 }
 
@@ -32,7 +33,7 @@ func kindsFor(replicas int) []string {
 	if replicas < nodeCount {
 		return []string{"leader-in-move", "kill", "partition"}
 	}
-	return []string{"kill", "pause", "partition", "partition-in", "partition-out", "slow-link", "full-disk", "slow-disk", "rolling-restart", "primary", "promotion", "wipe"}
+	return []string{"kill", "pause", "partition", "partition-in", "partition-out", "slow-link", "full-disk", "slow-disk", "rolling-restart", "primary", "blackout", "promotion", "wipe"}
 }
 
 // lossy is a bad link: a fifth of all packets is lost. (netem's delays are not in every kernel; a lost packet delays what comes behind it by 200 ms and more.)

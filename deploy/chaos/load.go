@@ -22,6 +22,7 @@ type load struct {
 	acked   []int
 	last    time.Time
 	longest time.Duration // between two commits that returned
+	flushed pg.LSN        // the furthest that a node said it has on disk
 }
 
 // mark is what tells a row of acks in raw pages.
@@ -37,6 +38,7 @@ func startLoad(ctx context.Context, s *pgtest.Server, from int) *load {
 		}
 	})
 	l.done.Go(func() { l.acknowledge(ctx, s, from) })
+	l.done.Go(func() { l.flushes(ctx, s) })
 	return l
 }
 

@@ -5,11 +5,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -22,61 +25,109 @@ func main() {
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()%1_000_000), "of all that is random")
 	kinds := flag.String("kinds", "", "only these, separated by commas")
 	shards := flag.Int("shards", 64, "of each cluster")
-	results := flag.String("results", "", "file to write the summary to")
+	results := flag.String("results", "", "file to write the summary to, after each kind; what it is made of is kept beside it as .json, and what this run does not inject stays in it")
+	resume := flag.Bool("resume", false, "leave out the kinds that the results already have, survived, in such a number")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := runAll(ctx, *binary, *seed, *shards, *injections, *fewer, *kinds, *results); err != nil {
+	if err := runAll(ctx, options{binary: *binary, seed: *seed, shards: *shards, commit: commit(ctx)}, *injections, *fewer, *kinds, *results, *resume); err != nil {
 		fmt.Fprintln(os.Stderr, "chaos:", err)
 		stop()
 		os.Exit(1)
 	}
 }
 
-func runAll(ctx context.Context, binary string, seed uint64, shards, injections, fewer int, only, results string) error {
-	binary, err := filepath.Abs(binary)
+// commit names the code, "" where that is not known.
+func commit(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "rev-parse", "--short", "HEAD").Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// runAll injects all kinds of fault into clusters with three and with two replicas. A cluster that did not survive one is left as it is; another goes on with the next.
+func runAll(ctx context.Context, o options, injections, fewer int, only, results string, resume bool) error {
+	var err error
+	if o.binary, err = filepath.Abs(o.binary); err != nil {
+		return err
+	}
+	journal, err := openJournal(results)
 	if err != nil {
 		return err
 	}
-	var all []outcome
-	for _, c := range []struct{ replicas, injections int }{{3, injections}, {2, fewer}} {
-		var kinds []string
-		for _, k := range kindsFor(c.replicas) {
-			if only == "" || strings.Contains(","+only+",", ","+k+",") {
-				kinds = append(kinds, k)
+	o.logf = func(format string, args ...any) { fmt.Printf(format+"\n", args...) }
+	bad, all := 0, 0
+	for _, replicas := range []int{nodeCount, nodeCount - 1} {
+		for _, b := range plan(replicas, injections, fewer, only) {
+			o.replicas, o.injections = replicas, b.injections
+			o.kinds = nil
+			for _, k := range b.kinds {
+				if !resume || !journal.has(k, replicas, b.injections) {
+					o.kinds = append(o.kinds, k)
+				}
 			}
-		}
-		if len(kinds) == 0 || c.injections == 0 {
-			continue
-		}
-		dir, err := os.MkdirTemp("", "everpage-chaos-")
-		if err != nil {
-			return err
-		}
-		if err := os.Chmod(dir, 0o755); err != nil { // the server runs as another user
-			return err
-		}
-		fmt.Printf("%d replicas, seed %d, in %s\n", c.replicas, seed, dir)
-		out, err := chaos(ctx, options{binary: binary, dir: dir, seed: seed, kinds: kinds, injections: c.injections, replicas: c.replicas, shards: shards,
-			logf: func(format string, args ...any) { fmt.Printf(format+"\n", args...) }})
-		all = append(all, out...)
-		if err != nil {
-			return err
-		}
-	}
-	if results != "" {
-		if err := os.WriteFile(results, []byte(summary(all, shards)), 0o644); err != nil {
-			return err
-		}
-	}
-	bad := 0
-	for _, o := range all {
-		if !o.ok() {
-			bad++
+			for len(o.kinds) > 0 {
+				outcomes, err := oneCluster(ctx, o, journal)
+				for _, out := range outcomes {
+					all++
+					if !out.ok() {
+						bad++
+					}
+				}
+				if err != nil {
+					return err
+				}
+				o.kinds = o.kinds[len(outcomes):]
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+			}
 		}
 	}
 	if bad > 0 {
-		return fmt.Errorf("%d of %d kinds of fault were not survived as they should be", bad, len(all))
+		return fmt.Errorf("%d of %d kinds of fault were not survived as they should be", bad, all)
 	}
 	return nil
+}
+
+// oneCluster injects kinds into one cluster until one is not survived.
+func oneCluster(ctx context.Context, o options, j *journal) ([]outcome, error) {
+	dir, err := os.MkdirTemp("", "everpage-chaos-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { // the server runs as another user
+		return nil, err
+	}
+	o.dir = dir
+	fmt.Printf("%d replicas, seed %d, in %s\n", o.replicas, o.seed, dir)
+	var kept error
+	o.each = func(out outcome) { kept = errors.Join(kept, j.add(out)) }
+	outcomes, err := chaos(ctx, o)
+	if len(outcomes) == 0 && err == nil {
+		err = errors.New("nothing was injected")
+	}
+	return outcomes, errors.Join(err, kept)
+}
+
+// batch is what is injected into one cluster.
+type batch struct {
+	injections int // of each kind
+	kinds      []string
+}
+
+// plan tells which kinds are injected how often with so many replicas: those that only fewer replicas can have as often as all others, those repeated there less.
+func plan(replicas, injections, fewer int, only string) []batch {
+	first, again := batch{injections: injections}, batch{injections: fewer}
+	for _, k := range kindsFor(replicas) {
+		switch {
+		case only != "" && !slices.Contains(strings.Split(only, ","), k):
+		case replicas < nodeCount && slices.Contains(kindsFor(nodeCount), k):
+			again.kinds = append(again.kinds, k)
+		default:
+			first.kinds = append(first.kinds, k)
+		}
+	}
+	return slices.DeleteFunc([]batch{first, again}, func(b batch) bool { return b.injections == 0 || len(b.kinds) == 0 })
 }

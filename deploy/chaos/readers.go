@@ -24,6 +24,7 @@ type readers struct {
 	client *pageapi.Client
 	cancel context.CancelFunc
 	done   sync.WaitGroup
+	still  sync.RWMutex // locked while no node is there that could answer
 
 	mu       sync.Mutex
 	known    map[pageAt][sha256.Size]byte
@@ -85,9 +86,14 @@ func (r *readers) loop(ctx context.Context, random *rand.Rand) {
 			breathe(ctx)
 			continue
 		}
+		if !r.still.TryRLock() {
+			r.still.RLock()
+			last = time.Now()
+		}
 		bounded, cancel := context.WithTimeout(ctx, readTimeout)
 		_, err := r.client.Pages(bounded, what.at, what.key.RelFork, []pg.BlockNumber{what.key.Block}, page)
 		cancel()
+		r.still.RUnlock()
 		if ctx.Err() != nil {
 			return
 		}

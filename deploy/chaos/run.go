@@ -26,7 +26,9 @@ type options struct {
 	injections int // of each kind
 	replicas   int
 	shards     int
+	commit     string
 	logf       func(format string, args ...any)
+	each       func(outcome) // is told of each kind; nil: nobody
 }
 
 const (
@@ -47,6 +49,9 @@ type outcome struct {
 	Seconds              float64
 	Failed               string
 	Seed                 uint64
+	Shards               int
+	Day                  string // of the run
+	Commit               string // of the code, where it is known
 }
 
 // ok tells whether nothing was wrong, lost or without an answer.
@@ -94,6 +99,9 @@ func chaos(ctx context.Context, o options) (outcomes []outcome, err error) {
 		out := r.one(ctx, kind)
 		outcomes = append(outcomes, out)
 		o.logf("%s", out.line())
+		if o.each != nil {
+			o.each(out)
+		}
 		for _, w := range append(out.Wrong, out.Errors...) {
 			o.logf("  %s", w)
 		}
@@ -123,12 +131,12 @@ func (r *run) start(ctx context.Context) (err error) {
 	if r.acks, err = pg.ParseRel(rows[0][0]); err != nil {
 		return err
 	}
-	// One node's data lies on a small file system of its own, which can be filled.
+	// One node's data lies on a file system of its own, which can be filled. It must hold the history of the whole run.
 	r.tmpfs = filepath.Join(r.o.dir, "nodes", "node3")
 	if err := os.MkdirAll(r.tmpfs, 0o755); err != nil {
 		return err
 	}
-	if err := command(ctx, "mount -t tmpfs -o size=1g tmpfs "+r.tmpfs); err != nil {
+	if err := command(ctx, "mount -t tmpfs -o size=3g tmpfs "+r.tmpfs); err != nil {
 		r.tmpfs = ""
 		return err
 	}
@@ -248,7 +256,7 @@ func (r *run) close() error {
 // one injects one kind of fault, and holds all that can be known afterwards against the primary.
 func (r *run) one(ctx context.Context, kind string) (out outcome) {
 	began := time.Now()
-	out = outcome{Kind: kind, Replicas: r.o.replicas, Seed: r.o.seed}
+	out = outcome{Kind: kind, Replicas: r.o.replicas, Seed: r.o.seed, Shards: r.o.shards, Day: time.Now().UTC().Format(time.DateOnly), Commit: r.o.commit}
 	r.readers.tally()
 	r.load.acknowledged()
 	inject := faults[kind]

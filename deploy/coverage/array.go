@@ -132,20 +132,25 @@ type plannedRun struct {
 	wraps bool // transaction ids, multixacts and their members begin just before their wraparound, not just before the end of a segment of their logs
 	// states is how often the server stops, between rounds of what changes no page of a relation; 0: a run of the workloads.
 	states int
+	large  bool // relations of more than a gigabyte instead, and posting trees of three levels
 }
 
 // seedsPerMajor is how far the seeds of two majors are apart.
 const seedsPerMajor = 100_000
 
-// The runs of states are counted from statesFrom on.
+// The runs of states are counted from statesFrom on, the large ones from largeFrom on.
 const (
 	statesFrom  = 50_000
 	statesStops = 21
+	largeFrom   = 90_000
 )
 
 // plan is the major's i-th run. Its seed tells all of it.
 func plan(major, i int) plannedRun {
 	rows := array(factors(major))
+	if i >= largeFrom {
+		return plannedRun{Major: major, Seed: int64(major)*seedsPerMajor + int64(i), combo: rows[(i-largeFrom)%len(rows)], large: true}
+	}
 	if i >= statesFrom {
 		rows = slices.DeleteFunc(rows, func(c combination) bool { return !c.tracksCommits(factors(major)) })
 		return plannedRun{Major: major, Seed: int64(major)*seedsPerMajor + int64(i), combo: rows[(i-statesFrom)%len(rows)], states: statesStops}
@@ -165,6 +170,9 @@ func (p plannedRun) settings() string {
 	}
 	if p.states > 0 {
 		text += fmt.Sprintf(" stops=%d", p.states)
+	}
+	if p.large {
+		text += " workload=large"
 	}
 	return text
 }

@@ -50,6 +50,13 @@ func makeCorpus(ctx context.Context, dir string, run plannedRun, log func(string
 		}
 		return &m.corpus, os.RemoveAll(filepath.Join(dir, "server"))
 	}
+	if run.large {
+		m.log("large relations")
+		if err := m.large(ctx); err != nil {
+			return nil, fmt.Errorf("large relations: %w", err)
+		}
+		return &m.corpus, os.RemoveAll(filepath.Join(dir, "server"))
+	}
 	m.log("mixed workload")
 	if err := m.first(ctx); err != nil {
 		return nil, fmt.Errorf("mixed workload: %w", err)
@@ -116,6 +123,21 @@ func (m *maker) states(ctx context.Context) error {
 			return err
 		}
 	}
+	return m.last(ctx)
+}
+
+func (m *maker) large(ctx context.Context) error {
+	if err := m.start(ctx); err != nil {
+		return err
+	}
+	if err := m.work(ctx, workload.Large); err != nil {
+		return err
+	}
+	return m.last(ctx)
+}
+
+// last stops the server for good, and keeps what it left.
+func (m *maker) last(ctx context.Context) error {
 	if err := m.server.Stop(ctx, pgtest.Fast); err != nil {
 		return err
 	}
@@ -197,13 +219,7 @@ func (m *maker) third(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := m.server.Stop(ctx, pgtest.Fast); err != nil {
-		return err
-	}
-	if err := m.server.MoveWAL(m.corpus.wal); err != nil {
-		return err
-	}
-	return m.server.CopyCold(m.corpus.final)
+	return m.last(ctx)
 }
 
 func (m *maker) work(ctx context.Context, which workload.Which) error {

@@ -80,7 +80,8 @@ func TestJournal(t *testing.T) {
 	for _, e := range []*entry{
 		{Major: 14, Seed: 1400000, Mismatches: 2, Types: map[string]typeEntry{"Heap/INSERT": {Records: 5, Pages: 3, Mismatches: 2}}},
 		{Major: 14, Seed: 1400001, Types: map[string]typeEntry{"Heap/INSERT": {Records: 70, Pages: 60}, "CLOG/TRUNCATE": {Records: 4, Stops: 2}}},
-		{Major: 14, Seed: 1400000, Types: map[string]typeEntry{"Heap/INSERT": {Records: 40, Pages: 30}}},
+		{Major: 14, Seed: 1400000, Types: map[string]typeEntry{"Heap/INSERT": {Records: 40, Pages: 30}},
+			Forms: map[string]typeEntry{"seldom": {Records: 7, Pages: 5, Stops: 1}}},
 	} {
 		if err := appendJournal(path, e); err != nil {
 			t.Fatal(err)
@@ -94,7 +95,7 @@ func TestJournal(t *testing.T) {
 		t.Fatalf("%d entries", len(entries))
 	}
 	text := render(entries)
-	for _, want := range []string{"| INSERT | 110 / 90 | 0 / 0 |", "| TRUNCATE | 4 / 2 |", "short on 15, 16, 17, 18"} {
+	for _, want := range []string{"| INSERT | 110 / 90 | 0 / 0 |", "| TRUNCATE | 4 / 2 |", "short on 15, 16, 17, 18", "| seldom | 7 / 5 / 1 | 0 / 0 / 0 |"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the table lacks %q", want)
 		}

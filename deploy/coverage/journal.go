@@ -23,9 +23,10 @@ type entry struct {
 	Failed     string               `json:"failed,omitempty"`
 	Seconds    int                  `json:"seconds"`
 	Types      map[string]typeEntry `json:"types"`
+	Forms      map[string]typeEntry `json:"forms,omitempty"` // those of redo.RareForm; runs of before they were counted have none
 }
 
-// typeEntry counts a record type in a run.
+// typeEntry counts a record type, or a rare form of one, in a run.
 type typeEntry struct {
 	Records    uint64 `json:"records"`
 	Pages      uint64 `json:"pages,omitempty"`

@@ -135,14 +135,14 @@ func runAll(ctx context.Context, o options, out io.Writer) error {
 	return nil
 }
 
-// plans are the runs of all majors: that of states of each, then the first of the workloads of each, then the second.
+// plans are the runs of all majors: that of states of each and the large one, then the first of the workloads of each, then the second.
 func plans(o options) []plannedRun {
 	if o.seed != 0 {
 		return []plannedRun{plan(int(o.seed/seedsPerMajor), int(o.seed%seedsPerMajor))}
 	}
 	var all []plannedRun
 	for _, major := range o.majors {
-		all = append(all, plan(major, statesFrom))
+		all = append(all, plan(major, statesFrom), plan(major, largeFrom))
 	}
 	for i := 0; ; i++ {
 		before := len(all)
@@ -189,7 +189,7 @@ func (p plannedRun) execute(ctx context.Context, dir string, log func(step strin
 func newEntry(p plannedRun, c *corpus, r *verify.Report) *entry {
 	e := &entry{
 		Major: p.Major, Seed: p.Seed, Settings: p.settings(), Server: c.version,
-		Records: r.Records, Compared: r.Compared, Mismatches: r.Mismatches, Types: map[string]typeEntry{},
+		Records: r.Records, Compared: r.Compared, Mismatches: r.Mismatches, Types: map[string]typeEntry{}, Forms: map[string]typeEntry{},
 	}
 	for _, f := range append(r.Stops, r.Final) {
 		if f != nil {
@@ -200,6 +200,9 @@ func newEntry(p plannedRun, c *corpus, r *verify.Report) *entry {
 	}
 	for name, t := range r.Types {
 		e.Types[name] = typeEntry{Records: t.Records, Pages: t.Pages, Mismatches: t.Mismatches, Stops: t.Stops}
+	}
+	for name, t := range r.Forms {
+		e.Forms[name] = typeEntry{Records: t.Records, Pages: t.Pages, Mismatches: t.Mismatches, Stops: t.Stops}
 	}
 	if !r.OK() {
 		text := fmt.Sprintf("%d mismatches, %d damaged pages, damaged in the base %q, unknown %q, broken invariants %q", r.Mismatches, r.Damaged,

@@ -19,13 +19,13 @@ const (
 type total struct {
 	runs, stops, wrong                          int
 	records, compared, final, objects, mismatch uint64
-	types                                       map[string]typeEntry
+	types, forms                                map[string]typeEntry
 }
 
 func totals(entries []*entry) map[int]*total {
 	all := map[int]*total{}
 	for _, major := range pg.Majors() {
-		all[int(major)] = &total{types: map[string]typeEntry{}}
+		all[int(major)] = &total{types: map[string]typeEntry{}, forms: map[string]typeEntry{}}
 	}
 	for _, e := range entries {
 		t := all[e.Major]
@@ -42,16 +42,21 @@ func totals(entries []*entry) map[int]*total {
 		t.final += e.Final
 		t.objects += e.Objects
 		t.mismatch += e.Mismatches
-		for name, n := range e.Types {
-			sum := t.types[name]
-			sum.Records += n.Records
-			sum.Pages += n.Pages
-			sum.Mismatches += n.Mismatches
-			sum.Stops += n.Stops
-			t.types[name] = sum
-		}
+		add(t.types, e.Types)
+		add(t.forms, e.Forms)
 	}
 	return all
+}
+
+func add(sums, of map[string]typeEntry) {
+	for name, n := range of {
+		sum := sums[name]
+		sum.Records += n.Records
+		sum.Pages += n.Pages
+		sum.Mismatches += n.Mismatches
+		sum.Stops += n.Stops
+		sums[name] = sum
+	}
 }
 
 const head = `# What of redo was held against PostgreSQL
@@ -62,7 +67,7 @@ Every run makes a cluster with one row of a pairwise covering array of settings,
 the way, kills it twice, promotes it, truncates its logs and stops it for good. Redo of all its WAL is held against the after-images in the WAL, and at the
 LSN of each stop against the server's data directory: pages of relations, SLRU pages, sizes, relation maps, two-phase states, databases, tablespaces,
 replication origins, control state. A run whose settings end with a number of stops repeats instead a small round of what changes no page of a relation,
-without after-images, and stops the server after each.
+without after-images, and stops the server after each. One with workload=large has instead what only relations of more than a gigabyte have, and stops once.
 
 A cell holds the records seen and, behind the stroke, what they were verified by: for types with after-images the pages compared and equal (an image that
 replaces a page is not redo and does not count), for all others the stops that came after such records. Mismatches are named where there are any.
@@ -93,6 +98,7 @@ func render(entries []*entry) string {
 			}
 		}
 	}
+	renderForms(&b, sums)
 	b.WriteString("\n## Unreachable\n\n" + strings.Join(reasons, ""))
 	b.WriteString("\n## Runs\n\n| major | server | seed | settings | records | pages, images | pages, files | objects | stops | mismatches |\n|---|---|---|---|---:|---:|---:|---:|---:|---:|\n")
 	sorted := slices.Clone(entries)
@@ -155,14 +161,51 @@ func renderType(b *strings.Builder, sums map[int]*total, rmgr wal.Rmgr, name str
 			short = append(short, fmt.Sprint(major))
 		}
 	}
-	class := "frequent"
-	switch {
-	case unreachable[full] != "":
-		class = "unreachable"
-	case len(short) > 0:
-		class = "short on " + strings.Join(short, ", ")
-	case fewest < frequentRecords:
-		class = "rare"
+	c := class(fewest, short)
+	if unreachable[full] != "" {
+		c = "unreachable"
 	}
-	fmt.Fprintf(b, " %s | %s |\n", o, class)
+	fmt.Fprintf(b, " %s | %s |\n", o, c)
+}
+
+// renderForms tells of the records that are rare though their type is not.
+func renderForms(b *strings.Builder, sums map[int]*total) {
+	b.WriteString("\n## Rare forms\n\nRecords that are rare though their type is not. A cell holds records, pages compared with after-images, and stops after such records; where all pages\n" +
+		"are images anyway (GIN splits) or none has one (logs), the stops' files are the oracle. They are counted by runs since they are; class as above.\n\n| form |")
+	var names []string
+	for _, major := range pg.Majors() {
+		fmt.Fprintf(b, " %d |", major)
+		for name := range sums[int(major)].forms {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	b.WriteString(" class |\n|---|" + strings.Repeat("---:|", len(pg.Majors())) + "---|\n")
+	for _, name := range slices.Compact(names) {
+		fmt.Fprintf(b, "| %s |", name)
+		fewest, short := ^uint64(0), []string(nil)
+		for _, major := range pg.Majors() {
+			n := sums[int(major)].forms[name]
+			fmt.Fprintf(b, " %d / %d / %d", n.Records, n.Pages, n.Stops)
+			if n.Mismatches > 0 {
+				fmt.Fprintf(b, ", **%d wrong**", n.Mismatches)
+			}
+			b.WriteString(" |")
+			fewest = min(fewest, n.Records)
+			if n.Records < rareRecords {
+				short = append(short, fmt.Sprint(major))
+			}
+		}
+		fmt.Fprintf(b, " %s |\n", class(fewest, short))
+	}
+}
+
+func class(fewest uint64, short []string) string {
+	switch {
+	case len(short) > 0:
+		return "short on " + strings.Join(short, ", ")
+	case fewest < frequentRecords:
+		return "rare"
+	}
+	return "frequent"
 }

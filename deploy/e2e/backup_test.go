@@ -1,19 +1,17 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"everpage/deploy/nodetest"
 	"everpage/deploy/pgtest"
 	"everpage/deploy/s3test"
-	"everpage/pageapi"
 	"everpage/wal/pg"
 )
 
@@ -37,82 +35,31 @@ func newBackedUp(t *testing.T, args ...string) *backedUp {
 	return b
 }
 
-// recovered is a new node made of nothing but the store.
+// recovered is a new node made of nothing but the store, under a name of its own.
 func (b *backedUp) recovered(t *testing.T) *nodetest.Node {
 	t.Helper()
-	return nodetest.New(t, nodetest.Config{Binary: everpage, Data: filepath.Join(t.TempDir(), "recovered"), Env: b.s3.Env(), Args: append([]string{"--recover"}, b.args...)})
+	return nodetest.New(t, nodetest.Config{Binary: everpage, Data: filepath.Join(t.TempDir(), "recovered"), Env: b.s3.Env(), Args: append([]string{"--recover", "--node", "recovered"}, b.args...)})
 }
 
-// backups is what `backup list` says.
-type backups struct {
-	Lag     uint64 `json:"lag_bytes"`
-	Error   string
-	Archive struct {
-		End   pg.LSN `json:"end_lsn"`
-		Lag   uint64 `json:"lag_bytes"`
-		Gaps  []string
-		Error string
-	}
-	Branches []struct {
-		Oldest pg.LSN `json:"oldest_lsn"`
-		Newest pg.LSN `json:"newest_lsn"`
-		Layers uint64
-		Bytes  uint64
-	}
-	ToRestore    uint32 `json:"shards_to_restore"`
-	RestoreError string `json:"restore_error"`
-	Requests     map[string]uint64
-	Uploaded     uint64 `json:"uploaded_bytes"`
-	Downloaded   uint64 `json:"downloaded_bytes"`
-}
-
-func backupList(t *testing.T, n *nodetest.Node, args ...string) (b backups) {
+// restored waits until a node that was made of the store has all shards itself.
+func restored(t *testing.T, n *nodetest.Node) {
 	t.Helper()
-	if len(args) == 0 {
-		args = []string{"backup", "list"}
-	}
-	if err := n.JSON(t.Context(), &b, args...); err != nil {
+	eventually(t, "all shards are restored", func() (bool, string) {
+		l := backupList(t, n)
+		return l.ToRestore == 0 && l.RestoreError == "", fmt.Sprintf("%+v", l)
+	})
+}
+
+func backupList(t *testing.T, n *nodetest.Node, args ...string) nodetest.Backups {
+	t.Helper()
+	b, err := n.Backups(t.Context(), args...)
+	if err != nil {
 		t.Fatal(err)
 	}
+	if b.Archive == nil {
+		b.Archive = new(nodetest.Archive)
+	}
 	return b
-}
-
-// digest is one number for all pages and sizes that a node answers at an LSN.
-func digest(ctx context.Context, n *nodetest.Node, at pg.LSN) (sum uint64, pages int, err error) {
-	c, err := pageapi.NewClient([]string{n.Address()})
-	if err != nil {
-		return 0, 0, err
-	}
-	defer c.Close()
-	type rel struct {
-		fork   pg.RelFork
-		blocks pg.BlockNumber
-	}
-	var rels []rel
-	pos := pageapi.Position{LSN: at}
-	if _, err := c.Relations(ctx, pos, func(f pg.RelFork, blocks pg.BlockNumber) error {
-		rels = append(rels, rel{f, blocks})
-		return nil
-	}); err != nil {
-		return 0, 0, err
-	}
-	h := fnv.New64a()
-	for _, r := range rels {
-		fmt.Fprintln(h, r.fork, r.blocks)
-		for from := pg.BlockNumber(0); from < r.blocks; from += 64 {
-			var blocks []pg.BlockNumber
-			for b := from; b < min(from+64, r.blocks); b++ {
-				blocks = append(blocks, b)
-			}
-			dst := make([]byte, len(blocks)*pg.BlockSize)
-			if _, err := c.Pages(ctx, pos, r.fork, blocks, dst); err != nil {
-				return 0, 0, fmt.Errorf("%s from block %d at %s: %w", r.fork, from, at, err)
-			}
-			h.Write(dst)
-			pages += len(blocks)
-		}
-	}
-	return h.Sum64(), pages, nil
 }
 
 // recordedDigests are the digests of some LSNs between two.
@@ -124,7 +71,7 @@ func recordedDigests(t *testing.T, n *nodetest.Node, random *rand.Rand, from, to
 		if i == 0 {
 			at = to
 		}
-		sum, _, err := digest(t.Context(), n, at)
+		sum, _, err := n.Digest(t.Context(), at)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -137,7 +84,7 @@ func compareDigests(t *testing.T, n *nodetest.Node, want map[pg.LSN]uint64) {
 	t.Helper()
 	pages := 0
 	for at, sum := range want {
-		got, count, err := digest(t.Context(), n, at)
+		got, count, err := n.Digest(t.Context(), at)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -160,7 +107,7 @@ func pgbench(t *testing.T, s *pgtest.Server, args ...string) {
 func TestRecoverFromTheStoreAlone(t *testing.T) {
 	t.Parallel()
 	random := dice(t)
-	s, b := newPrimary(t), newBackedUp(t)
+	s, b := newPrimary(t), newBackedUp(t, "--slot-grace", "4s")
 	pgbench(t, s, "-i", "-s", "2")
 	attach(t, b.node, s)
 	first := caughtUp(t, b.node, s)
@@ -182,7 +129,7 @@ func TestRecoverFromTheStoreAlone(t *testing.T) {
 		l := backupList(t, b.node)
 		return l.Archive.End >= last, fmt.Sprintf("%+v", l)
 	})
-	sum, _, err := digest(t.Context(), b.node, last)
+	sum, _, err := b.node.Digest(t.Context(), last)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,18 +143,23 @@ func TestRecoverFromTheStoreAlone(t *testing.T) {
 	n := b.recovered(t)
 	t.Logf("up after %s: %+v", time.Since(began), backupList(t, n))
 	waitReadable(t, n, last)
+	if f, err := n.Status(t.Context()); err != nil || !strings.Contains(fmt.Sprint(f.Warnings), slotName+" of the cluster that this one was recovered from") {
+		t.Errorf("the old node's slot is not named: %q %v", f.Warnings, err)
+	}
 	compareDigests(t, n, want)
 	// With the primary alive streaming goes on, without a hole.
 	pgbench(t, s, "-c", "2", "-t", "100")
 	caughtUp(t, n, s)
-	eventually(t, "all shards are restored", func() (bool, string) {
-		l := backupList(t, n)
-		return l.ToRestore == 0 && l.RestoreError == "", fmt.Sprintf("%+v", l)
-	})
+	restored(t, n)
 	compareDigests(t, n, want)
 	n.Must(t, "check")
 	backupList(t, n, "backup", "now")
 	n.Must(t, "verify")
+	eventually(t, "the old node's slot goes", func() (bool, string) {
+		rows := s.MustSQL(t, "postgres", "select slot_name from pg_replication_slots where slot_name = '"+slotName+"'")
+		f, err := n.Status(t.Context())
+		return len(rows) == 0 && err == nil && len(f.Warnings) == 0, fmt.Sprint(rows, f.Warnings, err)
+	})
 	compareStopped(t, n, s)
 
 	// And without it: nothing but the store.
@@ -253,7 +205,7 @@ func TestStoreAway(t *testing.T) {
 		return l.Archive.End >= end && l.Archive.Error == "" && l.Error == "" && l.Branches[0].Newest >= end && len(l.Archive.Gaps) == 0, fmt.Sprintf("%+v", l)
 	})
 	b.node.Must(t, "verify")
-	sum, _, err := digest(t.Context(), b.node, end)
+	sum, _, err := b.node.Digest(t.Context(), end)
 	if err != nil {
 		t.Fatal(err)
 	}

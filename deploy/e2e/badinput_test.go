@@ -222,7 +222,14 @@ func TestSlotThatVanished(t *testing.T) {
 
 	// The WAL is still there: the SQL of the message mends it.
 	n.Kill9()
-	s.MustSQL(t, "postgres", "select pg_drop_replication_slot('"+slotName+"')", "update t set i = -i")
+	dropSlot := func() {
+		eventually(t, "the primary notices that the node is gone", func() (bool, string) {
+			active := s.MustSQL(t, "postgres", "select active from pg_replication_slots where slot_name = '"+slotName+"'")[0][0]
+			return active == "f", "active: " + active
+		})
+		s.MustSQL(t, "postgres", "select pg_drop_replication_slot('"+slotName+"')", "update t set i = -i")
+	}
+	dropSlot()
 	if err := n.StartAgain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +246,7 @@ func TestSlotThatVanished(t *testing.T) {
 
 	// The WAL is gone too: only a new import helps.
 	n.Kill9()
-	s.MustSQL(t, "postgres", "select pg_drop_replication_slot('"+slotName+"')", "update t set i = -i")
+	dropSlot()
 	for range 2 {
 		s.MustSQL(t, "postgres", "select pg_switch_wal()", "checkpoint")
 	}

@@ -66,13 +66,27 @@ func TestChunkMoves(t *testing.T) {
 		}
 	}
 
+	// What is made, cut off, dropped and copied ends up in the inventory, as it is in the server's files.
+	s.MustSQL(t, "postgres", "create table g as select i, repeat('x', 500) v from generate_series(1, 5000) i", "create unlogged table u (i int primary key)",
+		"delete from f1 where i > 100", "vacuum f1", "truncate f2", "drop table f3", "create table f3 (i int, v text)", "vacuum full f0")
+	s.MustSQL(t, "postgres", "create database copied strategy file_copy")
+	s.MustSQL(t, "copied", "create table h as select generate_series(1, 2000) i")
+	known, at := wholeInventory(t, nodes, s)
+
 	// Nothing is moved to a node that is dead, nor is more wanted than there are nodes.
 	nodes[1].Kill9()
 	eventually(t, "the dead node is missed", func() (bool, string) {
 		list := nodeList(t, nodes[0])
 		return !list[1].Alive, fmt.Sprintf("%+v", list)
 	})
+	refused(t, nodes[0], 1, []string{"only full replica"}, "node", "remove", "node2")
+	refused(t, nodes[0], 1, []string{"node1 can't be removed now", "too few to agree"}, "node", "remove", "node1")
 	refused(t, nodes[0], 1, []string{"node2 does not answer"}, "shard", "move", "0", "node2")
 	refused(t, nodes[0], 1, []string{"node2 does not answer"}, "chunk", "move", paths[0], "node2")
 	refused(t, nodes[0], 1, []string{"need as many nodes"}, "cluster", "set", "replicas", "3")
+	if err := nodes[1].StartAgain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	waitReadable(t, nodes[1], at)
+	holders(t, nodes, 8, known)
 }

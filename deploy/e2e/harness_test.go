@@ -37,7 +37,7 @@ func run(m *testing.M) int {
 }
 
 // patience bounds whatever a test waits for: it is only reached when something is wrong.
-const patience = 90 * time.Second
+var patience = 90 * time.Second
 
 // newNode starts a node on an empty data directory, with chunks of 16 blocks, so that small relations cross chunks and shards. It is killed with the test.
 func newNode(t *testing.T, args ...string) *nodetest.Node {

@@ -29,6 +29,6 @@ func TestRecoveredWithoutPassword(t *testing.T) {
 	})
 	s.MustSQL(t, "postgres", "insert into t select generate_series(1, 1000)")
 	n.Must(t, "attach", conninfo, "--wait", "--quiet")
-	caughtUp(t, n, s)
+	restored(t, n)
 	compareStopped(t, n, s)
 }

@@ -7,81 +7,42 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
 	"everpage/deploy/killtest"
-	"everpage/deploy/nodetest"
 )
 
-// killsOptions say how much is killed.
-type killsOptions struct {
-	major  int
-	kills  int
-	budget time.Duration
-	seed   uint64
-	dir    string
-	binary string
+// killsRun is what a long run of kills was asked for.
+type killsRun struct {
+	frame
+	major int
+	kills int
 }
 
 // killsCommand is the long run of kills: one node and primary after the other, killed at random moments under load, each pair compared page by page at the end.
 // A log that exists is gone on with: its kills count.
 //
 //	longrun kills -kills 200 -log deploy/longrun/kills-15.log
-func killsCommand(ctx context.Context, args []string, out io.Writer) (err error) {
-	var o killsOptions
-	var log string
+func killsCommand(ctx context.Context, args []string, out io.Writer) error {
+	var r killsRun
 	f := flag.NewFlagSet("longrun kills", flag.ContinueOnError)
-	f.IntVar(&o.major, "major", 15, "PostgreSQL major")
-	f.IntVar(&o.kills, "kills", 0, "stop when so many were made, those in the log included; 0: when the budget is used up")
-	f.DurationVar(&o.budget, "budget", 0, "start no run that would not be done by then; 0: no limit")
-	f.Uint64Var(&o.seed, "seed", 0, "seed of all seeds; 0: a fresh one, which is printed")
-	f.StringVar(&o.binary, "binary", "", "the everpage to run; empty: it is built")
-	f.StringVar(&log, "log", "", "file that a line for each run is appended to")
-	f.StringVar(&o.dir, "dir", "", "where all is made and removed; what fails is kept. Empty: a temporary directory")
-	if err := f.Parse(args); err != nil {
-		return err
-	}
-	if o.kills == 0 && o.budget == 0 {
-		return errors.New("neither -kills nor -budget says when to end")
-	}
-	if o.seed == 0 {
-		o.seed = rand.Uint64() >> 1
-	}
-	if o.dir == "" {
-		if o.dir, err = os.MkdirTemp("", "everpage-longrun-"); err != nil {
-			return err
-		}
-		defer os.Remove(o.dir) // empty unless something failed
-	}
-	before := 0
-	if log != "" {
-		if before, err = killsIn(log); err != nil {
-			return err
-		}
-		file, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		out = io.MultiWriter(out, file)
-	}
-	return runKills(ctx, o, before, out)
+	f.IntVar(&r.major, "major", 15, "PostgreSQL major")
+	f.IntVar(&r.kills, "kills", 0, "stop when so many were made, those in the log included; 0: when the budget is used up")
+	return r.frame.run(ctx, f, args, out, r.make)
 }
 
 // killsFormat begins a line of the log.
 const killsFormat = "kills=%d node=%d primary=%d both=%d"
 
-// killsIn counts the kills that a log tells of.
+// killsIn counts the kills that a log tells of; no path is no log.
 func killsIn(path string) (int, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
+	if path == "" {
 		return 0, nil
 	}
+	f, err := os.Open(path)
 	if err != nil {
 		return 0, err
 	}
@@ -101,53 +62,45 @@ func killsIn(path string) (int, error) {
 	return sum, lines.Err()
 }
 
-// runKills makes runs until the count or the budget is reached. It ends at the first thing that is wrong.
-func runKills(ctx context.Context, o killsOptions, done int, out io.Writer) error {
-	began := time.Now()
-	fmt.Fprintf(out, "# seed %d, PostgreSQL %d, %s, %d CPUs, %d kills before\n", o.seed, o.major, runtime.Version(), runtime.NumCPU(), done)
-	if o.binary == "" {
-		bin, err := os.MkdirTemp("", "everpage-bin-")
-		if err != nil {
-			return err
-		}
-		defer os.RemoveAll(bin)
-		if o.binary, err = nodetest.Build(ctx, bin); err != nil {
-			return err
-		}
+// make makes runs until the count or the budget is reached. It ends at the first thing that is wrong.
+func (r *killsRun) make(ctx context.Context) error {
+	if r.kills == 0 && r.budget == 0 {
+		return errors.New("neither -kills nor -budget says when to end")
 	}
-	random := rand.New(rand.NewPCG(o.seed, uint64(o.major)))
-	var longest time.Duration
-	for i := 0; o.kills == 0 || done < o.kills; i++ {
-		if o.budget > 0 && i > 0 && time.Since(began)+longest > o.budget {
-			break
-		}
+	done, err := killsIn(r.log)
+	if err != nil {
+		return err
+	}
+	if err := r.head(r.major, ", %d kills before", done); err != nil {
+		return err
+	}
+	err = r.turns(func() bool { return r.kills == 0 || done < r.kills }, func(i int) (time.Duration, error) {
 		start := time.Now()
-		k := drawKills(random, i, o)
-		r, err := killtest.Run(ctx, k)
+		k := r.draw(i)
+		res, err := killtest.Run(ctx, k)
 		if ctx.Err() != nil {
-			fmt.Fprintln(out, "# interrupted")
-			return errors.Join(context.Cause(ctx), os.RemoveAll(k.Dir))
+			return 0, errors.Join(context.Cause(ctx), os.RemoveAll(k.Dir), r.note("# interrupted"))
 		}
 		if err != nil {
-			fmt.Fprintf(out, "# FAILED: seed=%d args=%q: %v\n", k.Seed, k.Args, err)
-			return err
+			return 0, errors.Join(err, r.note("# FAILED: seed=%d args=%q: %v", k.Seed, k.Args, err))
 		}
-		longest = max(longest, time.Since(start))
-		kills := r.NodeKills + r.PrimaryKills + 2*r.BothKills
+		kills := res.NodeKills + res.PrimaryKills + 2*res.BothKills
 		done += kills
-		fmt.Fprintf(out, killsFormat+" seed=%d args=%q commits=%d pages=%d objects=%d mismatches=0 seconds=%.0f total=%d\n", kills, r.NodeKills, r.PrimaryKills, r.BothKills,
-			k.Seed, k.Args, r.Commits, r.Final.Final.Pages, r.Final.Final.Objects, time.Since(start).Seconds(), done)
+		return time.Since(start), r.note(killsFormat+" seed=%d args=%q commits=%d pages=%d objects=%d mismatches=0 seconds=%.0f total=%d", kills, res.NodeKills, res.PrimaryKills,
+			res.BothKills, k.Seed, k.Args, res.Commits, res.Final.Final.Pages, res.Final.Final.Objects, time.Since(start).Seconds(), done)
+	})
+	if err != nil {
+		return err
 	}
-	fmt.Fprintf(out, "# %d kills, nothing was lost and nothing was wrong, %.0f s\n", done, time.Since(began).Seconds())
-	return nil
+	return r.note("# %d kills, nothing was lost and nothing was wrong, %.0f s", done, time.Since(r.began).Seconds())
 }
 
-// drawKills chooses the i-th run: large and small tables, chunks and spools.
-func drawKills(random *rand.Rand, i int, o killsOptions) killtest.Options {
-	pick := func(values ...string) string { return values[random.IntN(len(values))] }
+// draw chooses the i-th run: large and small tables, chunks and spools.
+func (r *killsRun) draw(i int) killtest.Options {
+	pick := func(values ...string) string { return values[r.random.IntN(len(values))] }
 	return killtest.Options{
-		Binary: o.binary, Major: o.major, Dir: filepath.Join(o.dir, fmt.Sprintf("run-%d", i)), Seed: random.Uint64(),
-		NodeKills: 8 + random.IntN(8), PrimaryKills: 2 + random.IntN(3), BothKills: 1 + random.IntN(3),
+		Binary: r.binary, Major: r.major, Dir: filepath.Join(r.dir, fmt.Sprintf("run-%d", i)), Seed: r.random.Uint64(),
+		NodeKills: 8 + r.random.IntN(8), PrimaryKills: 2 + r.random.IntN(3), BothKills: 1 + r.random.IntN(3),
 		Args: []string{"--segment-blocks", pick("16", "16", "131072"), "--run", pick("300000", "1000000", "5000000", "25000000"), "--spool-keep", pick("1", "20000000", "1000000000")},
 	}
 }

@@ -317,7 +317,7 @@ func (x *run) recovered(ctx context.Context, end pg.LSN) error {
 		return err
 	}
 	x.r.Up = max(x.r.Up, time.Since(began))
-	b, err := backups(ctx, first)
+	b, err := first.Backups(ctx)
 	x.r.Fetched = max(x.r.Fetched, b.Downloaded)
 	return err
 }

@@ -31,7 +31,7 @@ func Build(ctx context.Context, dir string) (string, error) {
 		return "", errors.New("where the sources are is not known")
 	}
 	binary := filepath.Join(dir, "everpage")
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/everpage")
+	cmd := exec.CommandContext(ctx, "go", "build", "-pgo=off", "-o", binary, "./cmd/everpage")
 	cmd.Dir = filepath.Join(filepath.Dir(self), "..", "..")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build everpage: %w\n%s", err, out)
@@ -167,6 +167,9 @@ func (n *Node) Done() <-chan struct{} { return n.done }
 
 // SetArgs gives other arguments of serve to the next start.
 func (n *Node) SetArgs(args ...string) { n.cfg.Args = args }
+
+// Move has the next start listen at another host, on other ports.
+func (n *Node) Move(host string) { n.cfg.Host, n.address = host, "" }
 
 // Signal sends the node's process a signal.
 func (n *Node) Signal(s syscall.Signal) error { return n.cmd.Process.Signal(s) }

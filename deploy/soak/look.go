@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"io/fs"
@@ -34,13 +35,40 @@ type window struct {
 
 func (s *soaking) window(ctx context.Context) (window, error) {
 	var v struct{ Branches []window }
-	if err := s.node.JSON(ctx, &v, "info"); err != nil {
+	if err := s.ask(ctx, &v, "info"); err != nil {
 		return window{}, err
 	}
 	if len(v.Branches) != 1 {
 		return window{}, fmt.Errorf("info tells of %d branches", len(v.Branches))
 	}
 	return v.Branches[0], nil
+}
+
+// busy is how long a node that does not answer is asked again: on a machine that does much else it is silent for longer than clients wait.
+const busy = time.Minute
+
+// patiently repeats what fails because no answer came.
+func patiently(ctx context.Context, fn func() error) error {
+	for began := time.Now(); ; {
+		err := fn()
+		silent := pageapi.CodeOf(err) == pageapi.Unavailable || err != nil && strings.Contains(err.Error(), "exit code 5")
+		if !silent || ctx.Err() != nil || time.Since(began) > busy {
+			return err
+		}
+	}
+}
+
+// ask runs a command whose answer is JSON.
+func (s *soaking) ask(ctx context.Context, into any, args ...string) error {
+	return patiently(ctx, func() error { return s.node.JSON(ctx, into, args...) })
+}
+
+// page reads one.
+func (s *soaking) page(ctx context.Context, at pg.LSN, b block, page []byte) error {
+	return patiently(ctx, func() error {
+		_, err := s.client.Pages(ctx, pageapi.Position{LSN: at}, b.fork, []pg.BlockNumber{b.n}, page)
+		return err
+	})
 }
 
 // record takes down what pages are at the newest LSN, chosen anew each time.
@@ -51,11 +79,15 @@ func (s *soaking) record(ctx context.Context) error {
 	}
 	m := mark{at: w.Newest}
 	var all []block
-	if _, err := s.client.Relations(ctx, pageapi.Position{LSN: m.at}, func(f pg.RelFork, blocks pg.BlockNumber) error {
-		for n := range blocks {
-			all = append(all, block{f, n})
-		}
-		return nil
+	if err := patiently(ctx, func() error {
+		all = all[:0]
+		_, err := s.client.Relations(ctx, pageapi.Position{LSN: m.at}, func(f pg.RelFork, blocks pg.BlockNumber) error {
+			for n := range blocks {
+				all = append(all, block{f, n})
+			}
+			return nil
+		})
+		return err
 	}); err != nil {
 		return err
 	}
@@ -74,7 +106,7 @@ func (s *soaking) digest(ctx context.Context, m mark) (uint64, error) {
 	h := fnv.New64a()
 	page := make([]byte, pg.BlockSize)
 	for _, b := range m.blocks {
-		if _, err := s.client.Pages(ctx, pageapi.Position{LSN: m.at}, b.fork, []pg.BlockNumber{b.n}, page); err != nil {
+		if err := s.page(ctx, m.at, b, page); err != nil {
 			return 0, fmt.Errorf("%s block %d at %s: %w", b.fork, b.n, m.at, err)
 		}
 		h.Write(page)
@@ -157,7 +189,10 @@ func (s *soaking) right(ctx context.Context, m mark) error {
 
 // balanced has a stock server start on what the window gives, and pgbench's invariant checked by it.
 func (s *soaking) balanced(ctx context.Context, at pg.LSN) error {
-	_, err := s.restore.Check(ctx, at, restoretest.Checks{})
+	err := patiently(ctx, func() error {
+		_, err := s.restore.Check(ctx, at, restoretest.Checks{})
+		return err
+	})
 	if err != nil && strings.Contains(err.Error(), "exit code 4") && s.leaves(ctx, at) { // the command's: it was too late
 		return nil
 	}
@@ -172,11 +207,16 @@ func (s *soaking) balanced(ctx context.Context, at pg.LSN) error {
 func (s *soaking) refused(ctx context.Context, m mark, oldest pg.LSN) error {
 	b := m.blocks[s.random.IntN(len(m.blocks))]
 	page := make([]byte, pg.BlockSize)
-	if _, err := s.client.Pages(ctx, pageapi.Position{LSN: m.at}, b.fork, []pg.BlockNumber{b.n}, page); pageapi.CodeOf(err) != pageapi.OutOfWindow {
+	if err := s.page(ctx, m.at, b, page); pageapi.CodeOf(err) != pageapi.OutOfWindow {
 		return fmt.Errorf("%s block %d at %s, before %s where the window begins: %v", b.fork, b.n, m.at, oldest, err)
 	}
-	if r := s.node.Run(ctx, "page", "get", "global/1262", "0", "--lsn", m.at.String()); r.Code != 4 {
-		return fmt.Errorf("page get at %s, before %s where the window begins: exit code %d: %s", m.at, oldest, r.Code, r.Stderr)
+	if err := patiently(ctx, func() error {
+		if r := s.node.Run(ctx, "page", "get", "global/1262", "0", "--lsn", m.at.String()); r.Code != 4 {
+			return fmt.Errorf("page get at %s, before %s where the window begins: exit code %d: %s", m.at, oldest, r.Code, r.Stderr)
+		}
+		return nil
+	}); err != nil {
+		return err
 	}
 	s.result.outside++
 	return nil
@@ -184,18 +224,68 @@ func (s *soaking) refused(ctx context.Context, m mark, oldest pg.LSN) error {
 
 // sample is what was taken at a moment.
 type sample struct {
-	at           time.Duration
-	local, store int64
+	at    time.Duration
+	wal   int64 // in the window
+	local int64
+	store int64 // of WAL, and of layers that manifests name
+	left  int64 // all else that lies in the store: what was replaced, until its grace is over or nothing else in its object is named
 }
 
-func (s *soaking) measure(at time.Duration) (sample, error) {
+func (s *soaking) measure(ctx context.Context, at time.Duration) (sample, error) {
 	x := sample{at: at}
 	var err error
 	if x.local, err = bytesUnder(s.node.Data()); err != nil {
 		return x, err
 	}
-	x.store, err = bytesUnder(s.store)
+	named, err := s.named(ctx)
+	if err != nil {
+		return x, err
+	}
+	wal, err := bytesUnder(filepath.Join(s.store, "wal"))
+	if err != nil {
+		return x, err
+	}
+	all, err := bytesUnder(s.store)
+	x.store = named + wal
+	x.left = max(all-x.store, 0) // a manifest may be replaced between two looks
 	return x, err
+}
+
+// named is what layers take that manifests name.
+func (s *soaking) named(ctx context.Context) (int64, error) {
+	var l struct {
+		Branches []struct{ Bytes int64 }
+		Error    string
+	}
+	if err := s.ask(ctx, &l, "backup", "list"); err != nil {
+		return 0, err
+	}
+	if len(l.Branches) != 1 || l.Branches[0].Bytes == 0 {
+		return 0, fmt.Errorf("backup list: %+v", l)
+	}
+	return l.Branches[0].Bytes, nil
+}
+
+// swept makes sure that no object stays in the store for good that no manifest names, once the load has ended and graces are over. An object stays as long as one
+// of its layers is named: what the others take is told.
+func (s *soaking) swept(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute+2*s.grace())
+	defer cancel()
+	for {
+		var gc struct{ Objects []string }
+		var verify struct{ Notes []string }
+		err := errors.Join(s.ask(ctx, &gc, "gc", "--timeout", "1m"), s.ask(ctx, &verify, "verify", "--timeout", "1m"))
+		if err == nil && len(gc.Objects) == 0 && !strings.Contains(fmt.Sprint(verify.Notes), "orphan") {
+			x, err := s.measure(ctx, 0)
+			s.result.swept = x.left
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("what no manifest names stays in the store: gc removed %v, verify notes %v: %w", gc.Objects, verify.Notes, errors.Join(err, context.Cause(ctx)))
+		case <-time.After(s.grace()):
+		}
+	}
 }
 
 // bytesUnder adds up the files of a directory; what vanishes meanwhile doesn't count.
@@ -216,26 +306,30 @@ func bytesUnder(dir string) (sum int64, err error) {
 // goes in steps, so that one of them alone would tell little.
 type plateau struct{ middle, last span }
 
-type span struct{ least, most int64 }
+// span is what was taken at least and at most, and how much WAL the window had at least and at most.
+type span struct {
+	least, most       int64
+	leastWAL, mostWAL int64
+}
 
-// By how much the last third may be above the second. In a short soak the bases of a shard are made anew once or not at all in a third, and lie beside the old ones
-// for a while: there the most may be more. What lies there at least is held to the same in both.
-const (
-	slack      = 1.3
-	shortSlack = 2
-	short      = 10 * time.Minute
-)
+// By how much the last third may be above the second, for as much WAL in the window: a machine that does much else lets the load through in bursts.
+const slack = 1.3
 
-func (p plateau) reached(soaked time.Duration) bool {
-	most := slack
-	if soaked < short {
-		most = shortSlack
+func (p plateau) reached() bool {
+	return float64(p.last.most) <= slack*grown(p.middle.mostWAL, p.last.mostWAL)*float64(p.middle.most) &&
+		float64(p.last.least) <= slack*grown(p.middle.leastWAL, p.last.leastWAL)*float64(p.middle.least)
+}
+
+// grown is by how much more WAL the windows had later; 1 where it is no more.
+func grown(before, after int64) float64 {
+	if before <= 0 {
+		return 1
 	}
-	return float64(p.last.most) <= most*float64(p.middle.most) && float64(p.last.least) <= slack*float64(p.middle.least)
+	return max(1, float64(after)/float64(before))
 }
 
 func (s span) String() string {
-	return fmt.Sprintf("%.1f to %.1f MB", float64(s.least)/1e6, float64(s.most)/1e6)
+	return fmt.Sprintf("%.1f to %.1f MB (%.1f to %.1f MB of WAL in the window)", float64(s.least)/1e6, float64(s.most)/1e6, float64(s.leastWAL)/1e6, float64(s.mostWAL)/1e6)
 }
 
 func (p plateau) String() string {
@@ -252,9 +346,9 @@ func plateauOf(samples []sample, of func(sample) int64) (p plateau) {
 		switch {
 		case i < first:
 		case i == first:
-			*s = span{of(x), of(x)}
+			*s = span{of(x), of(x), x.wal, x.wal}
 		default:
-			*s = span{min(s.least, of(x)), max(s.most, of(x))}
+			*s = span{min(s.least, of(x)), max(s.most, of(x)), min(s.leastWAL, x.wal), max(s.mostWAL, x.wal)}
 		}
 	}
 	return p
@@ -268,7 +362,7 @@ func (s *soaking) judge() error {
 	switch {
 	case r.inside == 0 || r.outside == 0 || r.restored == 0:
 		return fmt.Errorf("seed %d: nothing was proven: %s", s.seed, r)
-	case !r.local.reached(s.duration) || !r.store.reached(s.duration):
+	case !r.local.reached() || !r.store.reached():
 		return fmt.Errorf("seed %d: no plateau is reached: %s", s.seed, r)
 	}
 	return nil

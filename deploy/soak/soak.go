@@ -35,11 +35,12 @@ type result struct {
 	wal      uint64
 	local    plateau
 	store    plateau
+	swept    int64 // bytes in the store beside WAL and named layers, once all graces were over: in objects of which other layers are named
 }
 
 func (r *result) String() string {
-	return fmt.Sprintf("%d LSNs inside the window right (%d pages), %d outside refused, %d restored servers balanced; %d MB of WAL; local bytes %s; store bytes %s",
-		r.inside, r.pages, r.outside, r.restored, r.wal>>20, r.local, r.store)
+	return fmt.Sprintf("%d LSNs inside the window right (%d pages), %d outside refused, %d restored servers balanced; %d MB of WAL; local bytes %s; store bytes %s, at the end %.2f MB beside them",
+		r.inside, r.pages, r.outside, r.restored, r.wal>>20, r.local, r.store, float64(r.swept)/1e6)
 }
 
 const (
@@ -93,6 +94,9 @@ func soak(ctx context.Context, o options) (r *result, err error) {
 		return nil, err
 	}
 	s.result.wal = uint64(ended - began)
+	if err := s.swept(ctx); err != nil {
+		return nil, fmt.Errorf("seed %d: %w\nlog of the node:\n%s", o.seed, err, s.node.Log())
+	}
 	return &s.result, s.judge()
 }
 
@@ -109,7 +113,7 @@ func (s *soaking) start(ctx context.Context) (err error) {
 	if out, err := s.primary.Pgbench(ctx, "-q", "-i", "-s", strconv.Itoa(scale), "bench"); err != nil {
 		return fmt.Errorf("pgbench -i: %w\n%s", err, out)
 	}
-	every := (s.retention / 20).String()
+	every := s.grace().String()
 	if s.node, err = nodetest.Start(ctx, nodetest.Config{Binary: s.binary, Data: filepath.Join(s.dir, "node"), Args: []string{
 		"--store", "file://" + s.store, "--segment-blocks", "512", "--shards", "16", "--archive-every", "1s", "--backup-every", every, "--gc-grace", every, "--spool-keep", "1",
 		"--run", strconv.Itoa(2 << 20),
@@ -125,6 +129,9 @@ func (s *soaking) start(ctx context.Context) (err error) {
 	s.client, err = pageapi.NewClient([]string{s.node.Address()})
 	return err
 }
+
+// grace is how long what nobody needs stays in the store, and how often backups are made.
+func (s *soaking) grace() time.Duration { return s.retention / 20 }
 
 func (s *soaking) stop() (err error) {
 	if s.client != nil {
@@ -177,12 +184,13 @@ func (s *soaking) round(ctx context.Context, at time.Duration) error {
 	if err != nil {
 		return err
 	}
-	x, err := s.measure(at)
+	x, err := s.measure(ctx, at)
 	if err != nil {
 		return err
 	}
+	x.wal = int64(w.Newest - w.Oldest)
 	s.result.samples = append(s.result.samples, x)
-	s.logf("%4.0fs: window %s to %s; local %5.1f MB, store %5.1f MB; %d LSNs right, %d refused, %d servers", at.Seconds(), w.Oldest, w.Newest, float64(x.local)/1e6,
-		float64(x.store)/1e6, s.result.inside, s.result.outside, s.result.restored)
+	s.logf("%4.0fs: window %s to %s; local %5.1f MB, store %5.1f MB and %5.1f that nobody names; %d LSNs right, %d refused, %d servers", at.Seconds(), w.Oldest, w.Newest,
+		float64(x.local)/1e6, float64(x.store)/1e6, float64(x.left)/1e6, s.result.inside, s.result.outside, s.result.restored)
 	return nil
 }

@@ -34,17 +34,26 @@ func TestPlateau(t *testing.T) {
 		growing = append(growing, sample{local: int64(20 + 10*i + 40*(i%5))}) // in teeth
 	}
 	of := func(x sample) int64 { return x.local }
-	for _, soaked := range []time.Duration{2 * time.Minute, 20 * time.Minute} {
-		if p := plateauOf(flat, of); !p.reached(soaked) {
-			t.Errorf("flat: %s", p)
-		}
-		if p := plateauOf(teeth, of); !p.reached(soaked) {
-			t.Errorf("in teeth: %s", p)
-		}
-		for _, list := range [][]sample{grows, growing} {
-			if p := plateauOf(list, of); p.reached(soaked) {
-				t.Errorf("growing: %s", p)
-			}
+	if p := plateauOf(flat, of); !p.reached() {
+		t.Errorf("flat: %s", p)
+	}
+	if p := plateauOf(teeth, of); !p.reached() {
+		t.Errorf("in teeth: %s", p)
+	}
+	var burst []sample // twice as much of all, with twice the load
+	for i := range 30 {
+		times := int64(1 + i/20)
+		burst = append(burst, sample{local: times * int64(100+i%7), wal: times * int64(50+i%3)})
+	}
+	if p := plateauOf(burst, of); !p.reached() {
+		t.Errorf("with more load: %s", p)
+	}
+	for i := range growing {
+		growing[i].wal = int64(50 + i%3)
+	}
+	for _, list := range [][]sample{grows, growing} {
+		if p := plateauOf(list, of); p.reached() {
+			t.Errorf("growing: %s", p)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package datadir
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path"
@@ -62,6 +63,8 @@ func (b *builder) config(context.Context) error {
 	if r.settings["ident_file"] == "" {
 		r.needed(identConf, minimalIdent)
 	}
+	r.access(path.Clean(cmp.Or(r.settings["hba_file"], hbaConf)), b.major)
+	r.access(path.Clean(cmp.Or(r.settings["ident_file"], identConf)), b.major)
 	auto := r.files[autoConf]
 	auto.Content = append(endLine(auto.Content), overrides(b.c, &r)...)
 	b.tree.Notes = append(b.tree.Notes, r.notes...)
@@ -204,20 +207,25 @@ func (r *confReader) unfit(file, name, value string) string {
 
 // includeDir follows include_dir: the files *.conf directly in it, in the order of their names.
 func (r *confReader) includeDir(dir string) string {
-	var names []string
+	names := r.confsIn(dir)
+	if len(names) == 0 {
+		return "the directory holds no file of the source's data directory"
+	}
+	for _, p := range names {
+		r.rewrite(p)
+	}
+	return ""
+}
+
+// confsIn are the files *.conf directly in a directory, in the order of their names.
+func (r *confReader) confsIn(dir string) (names []string) {
 	for p := range r.files {
 		if path.Dir(p) == dir && path.Ext(p) == ".conf" && !strings.HasPrefix(path.Base(p), ".") {
 			names = append(names, p)
 		}
 	}
-	if len(names) == 0 {
-		return "the directory holds no file of the source's data directory"
-	}
 	slices.Sort(names)
-	for _, p := range names {
-		r.rewrite(p)
-	}
-	return ""
+	return names
 }
 
 func (r *confReader) pathExists(p string) bool { return r.exists != nil && r.exists(p) }

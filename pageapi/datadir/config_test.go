@@ -145,3 +145,55 @@ func TestParseTablespaceMapping(t *testing.T) {
 		}
 	}
 }
+
+func TestAccessTokens(t *testing.T) {
+	for line, want := range map[string]string{
+		"host all,\"all\" @users 0.0.0.0/0 md5 # @none\n": `host all all* @users 0.0.0.0/0 md5`, "": "", "# x": "", "include \"a b.conf\"\n": "include a b.conf*",
+		"\"@no\" \"a\"\"b\" c\"d e\"": `@no* a"b* cd e`, "a \\\n b \\\r\n c": "a b c", "x #\\\n@y": "x", "\"open": "open*", "\"\"": "*",
+	} {
+		var got []string
+		for _, a := range accessTokens(line) {
+			if a.quoted {
+				a.text += "*"
+			}
+			got = append(got, a.text)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%q is read as %q, want %q", line, got, want)
+		}
+	}
+}
+
+func TestAccessOfTheSource(t *testing.T) {
+	const hba = "local all @users,a peer\nhost all @/there/users 0/0 md5\nhost all \\\n  @/gone 0/0 md5\ninclude sub/more.conf\ninclude ../x.conf\ninclude_dir sub\ninclude_dir none\n" +
+		"include_if_exists none.conf\ninclude /there/x.conf\nlocal include all trust\n"
+	files, notes := configOf(t, func(p string) bool { return strings.HasPrefix(p, "/there") }, mainConf, "port = 1\n", autoConf, "", hbaConf, hba, identConf, "m @s p\n",
+		"sub/more.conf", "local @users all peer\n")
+	kept := func(file string) (lines []string) {
+		for line := range strings.Lines(files[file]) {
+			if !strings.HasPrefix(line, "#") {
+				lines = append(lines, strings.TrimSpace(line))
+			}
+		}
+		return lines
+	}
+	// The fake is of 15, which knows no includes there: they are rules like any other.
+	if got, want := strings.Join(kept(hbaConf), "|"), "host all @/there/users 0/0 md5|include sub/more.conf|include ../x.conf|include_dir sub|include_dir none|"+
+		"include_if_exists none.conf|include /there/x.conf|local include all trust"; got != want {
+		t.Errorf("15: %q, want %q", got, want)
+	}
+	if len(notes) != 3 || len(kept(identConf)) != 0 {
+		t.Errorf("15: %q, %q", notes, kept(identConf))
+	}
+	r := confReader{files: map[string]*ConfigFile{hbaConf: {Content: []byte(hba)}, "sub/more.conf": {Content: []byte("local @users all peer\nlocal all all peer\n")}},
+		exists: func(p string) bool { return strings.HasPrefix(p, "/there") }, read: map[string]bool{}}
+	r.access(hbaConf, 16)
+	files = map[string]string{hbaConf: string(r.files[hbaConf].Content), "sub/more.conf": string(r.files["sub/more.conf"].Content)}
+	if got, want := strings.Join(kept(hbaConf), "|"), "host all @/there/users 0/0 md5|include sub/more.conf|include_dir sub|include_if_exists none.conf|include /there/x.conf|"+
+		"local include all trust"; got != want {
+		t.Errorf("16: %q, want %q", got, want)
+	}
+	if got := strings.Join(kept("sub/more.conf"), "|"); got != "local all all peer" || len(r.notes) != 5 {
+		t.Errorf("16: %q, %q", got, r.notes)
+	}
+}

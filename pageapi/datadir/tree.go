@@ -134,6 +134,7 @@ func (b *builder) fixed(context.Context) error {
 	for _, d := range pgDirs(b.major) {
 		b.dir(d)
 	}
+	targets := map[string]pg.Oid{}
 	for _, t := range b.c.Tablespaces {
 		p := fmt.Sprintf("pg_tblspc/%d", t.Oid)
 		if b.seen[p] {
@@ -144,6 +145,10 @@ func (b *builder) fixed(context.Context) error {
 			if err != nil {
 				return err
 			}
+			if other, taken := targets[path.Clean(target)]; taken {
+				return fmt.Errorf("tablespaces %d and %d would both go to %s: map them apart", other, t.Oid, target)
+			}
+			targets[path.Clean(target)] = t.Oid
 			b.seen[p] = true
 			b.tree.entries = append(b.tree.entries, &Entry{Path: p, Mode: fs.ModeSymlink | 0o777, Link: target})
 		}

@@ -247,6 +247,10 @@ func TestTablespaces(t *testing.T) {
 	if _, err := Plan(t.Context(), s, o); err == nil {
 		t.Error("a tablespace goes to its original path")
 	}
+	o.TablespaceTarget = TablespacesBeside(dir, map[string]string{"/data/a": mapped, "/data/b": mapped + "/"})
+	if _, err := Plan(t.Context(), s, o); err == nil || !strings.Contains(err.Error(), "tablespaces 7000 and 7001 would both go to "+mapped) {
+		t.Errorf("two tablespaces in one place: %v", err)
+	}
 	s.cluster.Tablespaces = s.cluster.Tablespaces[:2]
 	if _, err := Plan(t.Context(), s, s.options()); err == nil || !strings.Contains(err.Error(), "tablespace 7002") {
 		t.Errorf("a relation in no tablespace: %v", err)

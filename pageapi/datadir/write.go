@@ -183,7 +183,7 @@ func (w *writer) makeAll(dir string) error {
 		return err
 	}
 	for _, p := range absent {
-		if err := w.own(p); err != nil {
+		if err := errors.Join(w.own(p), syncDir(filepath.Dir(p))); err != nil {
 			return err
 		}
 	}

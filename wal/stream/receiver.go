@@ -88,6 +88,9 @@ type Receiver struct {
 	session *session
 }
 
+// settled is how long WAL must have been kept for the next failure to do so to be another one.
+const settled = time.Minute
+
 // NewReceiver makes a receiver; Run starts it.
 func NewReceiver(o ReceiverOptions, sink Sink) (*Receiver, error) {
 	o = o.withDefaults()
@@ -104,7 +107,11 @@ func NewReceiver(o ReceiverOptions, sink Sink) (*Receiver, error) {
 // true. Everything else, from a lost connection to a full disk, is tried again after a wait. Run may be called again, one call at a time.
 func (r *Receiver) Run(ctx context.Context) error {
 	for failures := 0; ; {
+		before, began := failures, time.Now()
 		err := r.stream(ctx, &failures)
+		if e := (*SinkError)(nil); errors.As(err, &e) && time.Since(began) < settled {
+			failures = max(failures, before) // the primary has WAL, but it can't be kept: asking for it again ten times a second helps nobody
+		}
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}

@@ -169,13 +169,14 @@ func TestSinkThatFails(t *testing.T) {
 			} else {
 				m.onFlush = fail
 			}
-			m.onResume = func(int) error { return full }
 		})
 		s.MustSQL(t, "postgres", "create table t_"+op+" as select g from generate_series(1, 1000) g")
 		var failed *stream.SinkError
 		f.await(t, "the failure", func(st stream.Status) bool {
 			return errors.As(st.Err, &failed) && failed.Op == op && errors.Is(failed, full)
 		})
+		f.await(t, "longer and longer waits", func(st stream.Status) bool { return errors.As(st.Err, &failed) && failed.Op == op && st.Failures > 3 })
+		sink.set(func(m *memorySink) { m.onResume = func(int) error { return full } })
 		f.await(t, "the connection is put off", func(st stream.Status) bool {
 			return errors.As(st.Err, &failed) && failed.Op == "resume" && st.Failures > 3
 		})

@@ -53,12 +53,12 @@ begin
 end
 $$;
 set wal_consistency_checking = 'gin';
-insert into large_gin select 1 from generate_series(1, 500);
+insert into large_gin select 1 from generate_series(1, 9000); -- more than a leaf holds, so that each tree's inner pages get one more
 do $$
 begin
 	assert inner_pages('large_gin_1') > 1 and inner_pages('large_gin_2') > 1 and inner_pages('large_gin_3') > 1, 'no root of a posting tree was split';
 end
 $$;
-delete from large_gin where ctid < '(20000,0)';
+delete from large_gin where ctid < '(3000,0)'; -- some 80 leaves of each tree are empty then
 vacuum large_gin;
 insert into large_gin select 1 from generate_series(1, 500);

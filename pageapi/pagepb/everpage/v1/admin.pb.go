@@ -457,6 +457,7 @@ type NodeStatus struct {
 	ReadableLsn   uint64                 `protobuf:"varint,20,opt,name=readable_lsn,json=readableLsn,proto3" json:"readable_lsn,omitempty"`
 	Warnings      []string               `protobuf:"bytes,21,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	Collecting    *Collecting            `protobuf:"bytes,22,opt,name=collecting,proto3" json:"collecting,omitempty"`
+	Budget        *DiskBudget            `protobuf:"bytes,23,opt,name=budget,proto3" json:"budget,omitempty"` // none: it may take what it needs
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -641,6 +642,13 @@ func (x *NodeStatus) GetWarnings() []string {
 func (x *NodeStatus) GetCollecting() *Collecting {
 	if x != nil {
 		return x.Collecting
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetBudget() *DiskBudget {
+	if x != nil {
+		return x.Budget
 	}
 	return nil
 }
@@ -2126,7 +2134,11 @@ type ChunkInfo struct {
 	Pinned        bool                   `protobuf:"varint,5,opt,name=pinned,proto3" json:"pinned,omitempty"` // because somebody asked for it
 	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`   // of its replicas
 	Replicas      []*ShardReplica        `protobuf:"bytes,7,rep,name=replicas,proto3" json:"replicas,omitempty"`
-	Blocks        uint32                 `protobuf:"varint,8,opt,name=blocks,proto3" json:"blocks,omitempty"` // that the chunk has now
+	Blocks        uint32                 `protobuf:"varint,8,opt,name=blocks,proto3" json:"blocks,omitempty"`                               // that the chunk has now
+	BornLsn       uint64                 `protobuf:"varint,9,opt,name=born_lsn,json=bornLsn,proto3" json:"born_lsn,omitempty"`              // 0: not known
+	BackedLsn     uint64                 `protobuf:"varint,10,opt,name=backed_lsn,json=backedLsn,proto3" json:"backed_lsn,omitempty"`       // up to where the store has it; 0: not at all
+	Damaged       bool                   `protobuf:"varint,11,opt,name=damaged,proto3" json:"damaged,omitempty"`                            // some of its pages can't be made
+	UnprovenLsn   uint64                 `protobuf:"varint,12,opt,name=unproven_lsn,json=unprovenLsn,proto3" json:"unproven_lsn,omitempty"` // from here on nothing of the branch is proven; 0: all is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2213,6 +2225,34 @@ func (x *ChunkInfo) GetReplicas() []*ShardReplica {
 func (x *ChunkInfo) GetBlocks() uint32 {
 	if x != nil {
 		return x.Blocks
+	}
+	return 0
+}
+
+func (x *ChunkInfo) GetBornLsn() uint64 {
+	if x != nil {
+		return x.BornLsn
+	}
+	return 0
+}
+
+func (x *ChunkInfo) GetBackedLsn() uint64 {
+	if x != nil {
+		return x.BackedLsn
+	}
+	return 0
+}
+
+func (x *ChunkInfo) GetDamaged() bool {
+	if x != nil {
+		return x.Damaged
+	}
+	return false
+}
+
+func (x *ChunkInfo) GetUnprovenLsn() uint64 {
+	if x != nil {
+		return x.UnprovenLsn
 	}
 	return 0
 }
@@ -2344,7 +2384,7 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\x06shards\x18\x05 \x01(\rR\x06shards\x12\x1a\n" +
 	"\breplicas\x18\x06 \x01(\rR\breplicas\x12)\n" +
 	"\x10missing_replicas\x18\a \x01(\rR\x0fmissingReplicas\x12)\n" +
-	"\x10joining_replicas\x18\b \x01(\rR\x0fjoiningReplicas\"\xab\x05\n" +
+	"\x10joining_replicas\x18\b \x01(\rR\x0fjoiningReplicas\"\xdc\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -2375,7 +2415,8 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\bwarnings\x18\x15 \x03(\tR\bwarnings\x127\n" +
 	"\n" +
 	"collecting\x18\x16 \x01(\v2\x17.everpage.v1.CollectingR\n" +
-	"collecting\"\xda\x04\n" +
+	"collecting\x12/\n" +
+	"\x06budget\x18\x17 \x01(\v2\x17.everpage.v1.DiskBudgetR\x06budget\"\xda\x04\n" +
 	"\fFollowStatus\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x18\n" +
@@ -2498,7 +2539,7 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\asegment\x18\x02 \x01(\rR\asegment\"X\n" +
 	"\x12ListChunksResponse\x12.\n" +
 	"\x06chunks\x18\x01 \x03(\v2\x16.everpage.v1.ChunkInfoR\x06chunks\x12\x12\n" +
-	"\x04more\x18\x02 \x01(\bR\x04more\"\xf6\x01\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\xed\x02\n" +
 	"\tChunkInfo\x12,\n" +
 	"\x05chunk\x18\x01 \x01(\v2\x16.everpage.v1.ChunkNameR\x05chunk\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2507,7 +2548,13 @@ const file_everpage_v1_admin_proto_rawDesc = "" +
 	"\x06pinned\x18\x05 \x01(\bR\x06pinned\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x125\n" +
 	"\breplicas\x18\a \x03(\v2\x19.everpage.v1.ShardReplicaR\breplicas\x12\x16\n" +
-	"\x06blocks\x18\b \x01(\rR\x06blocks\"d\n" +
+	"\x06blocks\x18\b \x01(\rR\x06blocks\x12\x19\n" +
+	"\bborn_lsn\x18\t \x01(\x04R\abornLsn\x12\x1d\n" +
+	"\n" +
+	"backed_lsn\x18\n" +
+	" \x01(\x04R\tbackedLsn\x12\x18\n" +
+	"\adamaged\x18\v \x01(\bR\adamaged\x12!\n" +
+	"\funproven_lsn\x18\f \x01(\x04R\vunprovenLsn\"d\n" +
 	"\x10MoveChunkRequest\x12,\n" +
 	"\x05chunk\x18\x01 \x01(\v2\x16.everpage.v1.ChunkNameR\x05chunk\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x12\n" +
@@ -2578,53 +2625,55 @@ var file_everpage_v1_admin_proto_goTypes = []any{
 	(*MoveChunkRequest)(nil),        // 31: everpage.v1.MoveChunkRequest
 	(*MoveChunkResponse)(nil),       // 32: everpage.v1.MoveChunkResponse
 	(*Collecting)(nil),              // 33: everpage.v1.Collecting
-	(*RelFork)(nil),                 // 34: everpage.v1.RelFork
+	(*DiskBudget)(nil),              // 34: everpage.v1.DiskBudget
+	(*RelFork)(nil),                 // 35: everpage.v1.RelFork
 }
 var file_everpage_v1_admin_proto_depIdxs = []int32{
 	2,  // 0: everpage.v1.AttachResponse.checks:type_name -> everpage.v1.Preflight
 	7,  // 1: everpage.v1.StatusResponse.nodes:type_name -> everpage.v1.NodeStatus
 	8,  // 2: everpage.v1.StatusResponse.follow:type_name -> everpage.v1.FollowStatus
 	33, // 3: everpage.v1.NodeStatus.collecting:type_name -> everpage.v1.Collecting
-	11, // 4: everpage.v1.InfoResponse.branches:type_name -> everpage.v1.BranchInfo
-	12, // 5: everpage.v1.BranchInfo.lost:type_name -> everpage.v1.LostCommit
-	21, // 6: everpage.v1.ListShardsResponse.shards:type_name -> everpage.v1.ShardInfo
-	22, // 7: everpage.v1.ShardInfo.replicas:type_name -> everpage.v1.ShardReplica
-	34, // 8: everpage.v1.ListChunksRequest.rel:type_name -> everpage.v1.RelFork
-	28, // 9: everpage.v1.ListChunksRequest.after:type_name -> everpage.v1.ChunkName
-	34, // 10: everpage.v1.ChunkName.rel:type_name -> everpage.v1.RelFork
-	30, // 11: everpage.v1.ListChunksResponse.chunks:type_name -> everpage.v1.ChunkInfo
-	28, // 12: everpage.v1.ChunkInfo.chunk:type_name -> everpage.v1.ChunkName
-	22, // 13: everpage.v1.ChunkInfo.replicas:type_name -> everpage.v1.ShardReplica
-	28, // 14: everpage.v1.MoveChunkRequest.chunk:type_name -> everpage.v1.ChunkName
-	0,  // 15: everpage.v1.AdminService.Attach:input_type -> everpage.v1.AttachRequest
-	3,  // 16: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
-	5,  // 17: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
-	9,  // 18: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
-	15, // 19: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
-	13, // 20: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
-	17, // 21: everpage.v1.AdminService.SetNode:input_type -> everpage.v1.SetNodeRequest
-	19, // 22: everpage.v1.AdminService.ListShards:input_type -> everpage.v1.ListShardsRequest
-	23, // 23: everpage.v1.AdminService.MoveShard:input_type -> everpage.v1.MoveShardRequest
-	25, // 24: everpage.v1.AdminService.SetCluster:input_type -> everpage.v1.SetClusterRequest
-	27, // 25: everpage.v1.AdminService.ListChunks:input_type -> everpage.v1.ListChunksRequest
-	31, // 26: everpage.v1.AdminService.MoveChunk:input_type -> everpage.v1.MoveChunkRequest
-	1,  // 27: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
-	4,  // 28: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
-	6,  // 29: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
-	10, // 30: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
-	16, // 31: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
-	14, // 32: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
-	18, // 33: everpage.v1.AdminService.SetNode:output_type -> everpage.v1.SetNodeResponse
-	20, // 34: everpage.v1.AdminService.ListShards:output_type -> everpage.v1.ListShardsResponse
-	24, // 35: everpage.v1.AdminService.MoveShard:output_type -> everpage.v1.MoveShardResponse
-	26, // 36: everpage.v1.AdminService.SetCluster:output_type -> everpage.v1.SetClusterResponse
-	29, // 37: everpage.v1.AdminService.ListChunks:output_type -> everpage.v1.ListChunksResponse
-	32, // 38: everpage.v1.AdminService.MoveChunk:output_type -> everpage.v1.MoveChunkResponse
-	27, // [27:39] is the sub-list for method output_type
-	15, // [15:27] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	34, // 4: everpage.v1.NodeStatus.budget:type_name -> everpage.v1.DiskBudget
+	11, // 5: everpage.v1.InfoResponse.branches:type_name -> everpage.v1.BranchInfo
+	12, // 6: everpage.v1.BranchInfo.lost:type_name -> everpage.v1.LostCommit
+	21, // 7: everpage.v1.ListShardsResponse.shards:type_name -> everpage.v1.ShardInfo
+	22, // 8: everpage.v1.ShardInfo.replicas:type_name -> everpage.v1.ShardReplica
+	35, // 9: everpage.v1.ListChunksRequest.rel:type_name -> everpage.v1.RelFork
+	28, // 10: everpage.v1.ListChunksRequest.after:type_name -> everpage.v1.ChunkName
+	35, // 11: everpage.v1.ChunkName.rel:type_name -> everpage.v1.RelFork
+	30, // 12: everpage.v1.ListChunksResponse.chunks:type_name -> everpage.v1.ChunkInfo
+	28, // 13: everpage.v1.ChunkInfo.chunk:type_name -> everpage.v1.ChunkName
+	22, // 14: everpage.v1.ChunkInfo.replicas:type_name -> everpage.v1.ShardReplica
+	28, // 15: everpage.v1.MoveChunkRequest.chunk:type_name -> everpage.v1.ChunkName
+	0,  // 16: everpage.v1.AdminService.Attach:input_type -> everpage.v1.AttachRequest
+	3,  // 17: everpage.v1.AdminService.Detach:input_type -> everpage.v1.DetachRequest
+	5,  // 18: everpage.v1.AdminService.Status:input_type -> everpage.v1.StatusRequest
+	9,  // 19: everpage.v1.AdminService.Info:input_type -> everpage.v1.InfoRequest
+	15, // 20: everpage.v1.AdminService.ReserveTimeline:input_type -> everpage.v1.ReserveTimelineRequest
+	13, // 21: everpage.v1.AdminService.Check:input_type -> everpage.v1.CheckRequest
+	17, // 22: everpage.v1.AdminService.SetNode:input_type -> everpage.v1.SetNodeRequest
+	19, // 23: everpage.v1.AdminService.ListShards:input_type -> everpage.v1.ListShardsRequest
+	23, // 24: everpage.v1.AdminService.MoveShard:input_type -> everpage.v1.MoveShardRequest
+	25, // 25: everpage.v1.AdminService.SetCluster:input_type -> everpage.v1.SetClusterRequest
+	27, // 26: everpage.v1.AdminService.ListChunks:input_type -> everpage.v1.ListChunksRequest
+	31, // 27: everpage.v1.AdminService.MoveChunk:input_type -> everpage.v1.MoveChunkRequest
+	1,  // 28: everpage.v1.AdminService.Attach:output_type -> everpage.v1.AttachResponse
+	4,  // 29: everpage.v1.AdminService.Detach:output_type -> everpage.v1.DetachResponse
+	6,  // 30: everpage.v1.AdminService.Status:output_type -> everpage.v1.StatusResponse
+	10, // 31: everpage.v1.AdminService.Info:output_type -> everpage.v1.InfoResponse
+	16, // 32: everpage.v1.AdminService.ReserveTimeline:output_type -> everpage.v1.ReserveTimelineResponse
+	14, // 33: everpage.v1.AdminService.Check:output_type -> everpage.v1.CheckResponse
+	18, // 34: everpage.v1.AdminService.SetNode:output_type -> everpage.v1.SetNodeResponse
+	20, // 35: everpage.v1.AdminService.ListShards:output_type -> everpage.v1.ListShardsResponse
+	24, // 36: everpage.v1.AdminService.MoveShard:output_type -> everpage.v1.MoveShardResponse
+	26, // 37: everpage.v1.AdminService.SetCluster:output_type -> everpage.v1.SetClusterResponse
+	29, // 38: everpage.v1.AdminService.ListChunks:output_type -> everpage.v1.ListChunksResponse
+	32, // 39: everpage.v1.AdminService.MoveChunk:output_type -> everpage.v1.MoveChunkResponse
+	28, // [28:40] is the sub-list for method output_type
+	16, // [16:28] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_admin_proto_init() }

@@ -1371,6 +1371,86 @@ func (x *BranchHorizon) GetLeases() uint32 {
 	return 0
 }
 
+type ProbeStoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeStoreRequest) Reset() {
+	*x = ProbeStoreRequest{}
+	mi := &file_everpage_v1_backup_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeStoreRequest) ProtoMessage() {}
+
+func (x *ProbeStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_backup_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeStoreRequest.ProtoReflect.Descriptor instead.
+func (*ProbeStoreRequest) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{19}
+}
+
+type ProbeStoreResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ReadableLsn   uint64                 `protobuf:"varint,1,opt,name=readable_lsn,json=readableLsn,proto3" json:"readable_lsn,omitempty"` // of the node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeStoreResponse) Reset() {
+	*x = ProbeStoreResponse{}
+	mi := &file_everpage_v1_backup_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeStoreResponse) ProtoMessage() {}
+
+func (x *ProbeStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_backup_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeStoreResponse.ProtoReflect.Descriptor instead.
+func (*ProbeStoreResponse) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_backup_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ProbeStoreResponse) GetReadableLsn() uint64 {
+	if x != nil {
+		return x.ReadableLsn
+	}
+	return 0
+}
+
 var File_everpage_v1_backup_proto protoreflect.FileDescriptor
 
 const file_everpage_v1_backup_proto_rawDesc = "" +
@@ -1497,7 +1577,10 @@ const file_everpage_v1_backup_proto_rawDesc = "" +
 	"\n" +
 	"target_lsn\x18\x05 \x01(\x04R\ttargetLsn\x12\x17\n" +
 	"\aheld_by\x18\x06 \x01(\tR\x06heldBy\x12\x16\n" +
-	"\x06leases\x18\a \x01(\rR\x06leases2\xbe\x04\n" +
+	"\x06leases\x18\a \x01(\rR\x06leases\"\x13\n" +
+	"\x11ProbeStoreRequest\"7\n" +
+	"\x12ProbeStoreResponse\x12!\n" +
+	"\freadable_lsn\x18\x01 \x01(\x04R\vreadableLsn2\x8d\x05\n" +
 	"\rBackupService\x12D\n" +
 	"\aBackups\x12\x1b.everpage.v1.BackupsRequest\x1a\x1c.everpage.v1.BackupsResponse\x12H\n" +
 	"\tBackupNow\x12\x1d.everpage.v1.BackupNowRequest\x1a\x1c.everpage.v1.BackupsResponse\x12S\n" +
@@ -1505,7 +1588,9 @@ const file_everpage_v1_backup_proto_rawDesc = "" +
 	"\x0eCollectGarbage\x12\".everpage.v1.CollectGarbageRequest\x1a#.everpage.v1.CollectGarbageResponse\x12U\n" +
 	"\fVerifyBackup\x12 .everpage.v1.VerifyBackupRequest\x1a!.everpage.v1.VerifyBackupResponse0\x01\x12J\n" +
 	"\tDiskUsage\x12\x1d.everpage.v1.DiskUsageRequest\x1a\x1e.everpage.v1.DiskUsageResponse\x12J\n" +
-	"\tRetention\x12\x1d.everpage.v1.RetentionRequest\x1a\x1e.everpage.v1.RetentionResponseB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
+	"\tRetention\x12\x1d.everpage.v1.RetentionRequest\x1a\x1e.everpage.v1.RetentionResponse\x12M\n" +
+	"\n" +
+	"ProbeStore\x12\x1e.everpage.v1.ProbeStoreRequest\x1a\x1f.everpage.v1.ProbeStoreResponseB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
 
 var (
 	file_everpage_v1_backup_proto_rawDescOnce sync.Once
@@ -1519,7 +1604,7 @@ func file_everpage_v1_backup_proto_rawDescGZIP() []byte {
 	return file_everpage_v1_backup_proto_rawDescData
 }
 
-var file_everpage_v1_backup_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_everpage_v1_backup_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_everpage_v1_backup_proto_goTypes = []any{
 	(*BackupsRequest)(nil),         // 0: everpage.v1.BackupsRequest
 	(*BackupsResponse)(nil),        // 1: everpage.v1.BackupsResponse
@@ -1540,6 +1625,8 @@ var file_everpage_v1_backup_proto_goTypes = []any{
 	(*RetentionRequest)(nil),       // 16: everpage.v1.RetentionRequest
 	(*RetentionResponse)(nil),      // 17: everpage.v1.RetentionResponse
 	(*BranchHorizon)(nil),          // 18: everpage.v1.BranchHorizon
+	(*ProbeStoreRequest)(nil),      // 19: everpage.v1.ProbeStoreRequest
+	(*ProbeStoreResponse)(nil),     // 20: everpage.v1.ProbeStoreResponse
 }
 var file_everpage_v1_backup_proto_depIdxs = []int32{
 	2,  // 0: everpage.v1.BackupsResponse.archive:type_name -> everpage.v1.WalArchive
@@ -1555,15 +1642,17 @@ var file_everpage_v1_backup_proto_depIdxs = []int32{
 	11, // 10: everpage.v1.BackupService.VerifyBackup:input_type -> everpage.v1.VerifyBackupRequest
 	13, // 11: everpage.v1.BackupService.DiskUsage:input_type -> everpage.v1.DiskUsageRequest
 	16, // 12: everpage.v1.BackupService.Retention:input_type -> everpage.v1.RetentionRequest
-	1,  // 13: everpage.v1.BackupService.Backups:output_type -> everpage.v1.BackupsResponse
-	1,  // 14: everpage.v1.BackupService.BackupNow:output_type -> everpage.v1.BackupsResponse
-	7,  // 15: everpage.v1.BackupService.SetRetention:output_type -> everpage.v1.SetRetentionResponse
-	9,  // 16: everpage.v1.BackupService.CollectGarbage:output_type -> everpage.v1.CollectGarbageResponse
-	12, // 17: everpage.v1.BackupService.VerifyBackup:output_type -> everpage.v1.VerifyBackupResponse
-	14, // 18: everpage.v1.BackupService.DiskUsage:output_type -> everpage.v1.DiskUsageResponse
-	17, // 19: everpage.v1.BackupService.Retention:output_type -> everpage.v1.RetentionResponse
-	13, // [13:20] is the sub-list for method output_type
-	6,  // [6:13] is the sub-list for method input_type
+	19, // 13: everpage.v1.BackupService.ProbeStore:input_type -> everpage.v1.ProbeStoreRequest
+	1,  // 14: everpage.v1.BackupService.Backups:output_type -> everpage.v1.BackupsResponse
+	1,  // 15: everpage.v1.BackupService.BackupNow:output_type -> everpage.v1.BackupsResponse
+	7,  // 16: everpage.v1.BackupService.SetRetention:output_type -> everpage.v1.SetRetentionResponse
+	9,  // 17: everpage.v1.BackupService.CollectGarbage:output_type -> everpage.v1.CollectGarbageResponse
+	12, // 18: everpage.v1.BackupService.VerifyBackup:output_type -> everpage.v1.VerifyBackupResponse
+	14, // 19: everpage.v1.BackupService.DiskUsage:output_type -> everpage.v1.DiskUsageResponse
+	17, // 20: everpage.v1.BackupService.Retention:output_type -> everpage.v1.RetentionResponse
+	20, // 21: everpage.v1.BackupService.ProbeStore:output_type -> everpage.v1.ProbeStoreResponse
+	14, // [14:22] is the sub-list for method output_type
+	6,  // [6:14] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -1580,7 +1669,7 @@ func file_everpage_v1_backup_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_backup_proto_rawDesc), len(file_everpage_v1_backup_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const (
 	BackupService_VerifyBackup_FullMethodName   = "/everpage.v1.BackupService/VerifyBackup"
 	BackupService_DiskUsage_FullMethodName      = "/everpage.v1.BackupService/DiskUsage"
 	BackupService_Retention_FullMethodName      = "/everpage.v1.BackupService/Retention"
+	BackupService_ProbeStore_FullMethodName     = "/everpage.v1.BackupService/ProbeStore"
 )
 
 // BackupServiceClient is the client API for BackupService service.
@@ -44,6 +45,8 @@ type BackupServiceClient interface {
 	DiskUsage(ctx context.Context, in *DiskUsageRequest, opts ...grpc.CallOption) (*DiskUsageResponse, error)
 	// Retention tells how long history is kept and what holds it.
 	Retention(ctx context.Context, in *RetentionRequest, opts ...grpc.CallOption) (*RetentionResponse, error)
+	// ProbeStore writes an object to the store and removes it: whether this node can do what the leader has to.
+	ProbeStore(ctx context.Context, in *ProbeStoreRequest, opts ...grpc.CallOption) (*ProbeStoreResponse, error)
 }
 
 type backupServiceClient struct {
@@ -133,6 +136,16 @@ func (c *backupServiceClient) Retention(ctx context.Context, in *RetentionReques
 	return out, nil
 }
 
+func (c *backupServiceClient) ProbeStore(ctx context.Context, in *ProbeStoreRequest, opts ...grpc.CallOption) (*ProbeStoreResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProbeStoreResponse)
+	err := c.cc.Invoke(ctx, BackupService_ProbeStore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BackupServiceServer is the server API for BackupService service.
 // All implementations must embed UnimplementedBackupServiceServer
 // for forward compatibility.
@@ -150,6 +163,8 @@ type BackupServiceServer interface {
 	DiskUsage(context.Context, *DiskUsageRequest) (*DiskUsageResponse, error)
 	// Retention tells how long history is kept and what holds it.
 	Retention(context.Context, *RetentionRequest) (*RetentionResponse, error)
+	// ProbeStore writes an object to the store and removes it: whether this node can do what the leader has to.
+	ProbeStore(context.Context, *ProbeStoreRequest) (*ProbeStoreResponse, error)
 	mustEmbedUnimplementedBackupServiceServer()
 }
 
@@ -180,6 +195,9 @@ func (UnimplementedBackupServiceServer) DiskUsage(context.Context, *DiskUsageReq
 }
 func (UnimplementedBackupServiceServer) Retention(context.Context, *RetentionRequest) (*RetentionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Retention not implemented")
+}
+func (UnimplementedBackupServiceServer) ProbeStore(context.Context, *ProbeStoreRequest) (*ProbeStoreResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ProbeStore not implemented")
 }
 func (UnimplementedBackupServiceServer) mustEmbedUnimplementedBackupServiceServer() {}
 func (UnimplementedBackupServiceServer) testEmbeddedByValue()                       {}
@@ -321,6 +339,24 @@ func _BackupService_Retention_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _BackupService_ProbeStore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProbeStoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BackupServiceServer).ProbeStore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: BackupService_ProbeStore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BackupServiceServer).ProbeStore(ctx, req.(*ProbeStoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // BackupService_ServiceDesc is the grpc.ServiceDesc for BackupService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -351,6 +387,10 @@ var BackupService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Retention",
 			Handler:    _BackupService_Retention_Handler,
+		},
+		{
+			MethodName: "ProbeStore",
+			Handler:    _BackupService_ProbeStore_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -453,6 +453,7 @@ type NodeProgress struct {
 	FollowMessage string                 `protobuf:"bytes,12,opt,name=follow_message,json=followMessage,proto3" json:"follow_message,omitempty"`
 	Warnings      []string               `protobuf:"bytes,13,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	Collecting    *Collecting            `protobuf:"bytes,14,opt,name=collecting,proto3" json:"collecting,omitempty"`
+	Budget        *DiskBudget            `protobuf:"bytes,15,opt,name=budget,proto3" json:"budget,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -581,6 +582,13 @@ func (x *NodeProgress) GetWarnings() []string {
 func (x *NodeProgress) GetCollecting() *Collecting {
 	if x != nil {
 		return x.Collecting
+	}
+	return nil
+}
+
+func (x *NodeProgress) GetBudget() *DiskBudget {
+	if x != nil {
+		return x.Budget
 	}
 	return nil
 }
@@ -1490,7 +1498,7 @@ const file_everpage_v1_node_proto_rawDesc = "" +
 	"\arefused\x18\x03 \x01(\tR\arefused\"\x0e\n" +
 	"\fStateRequest\"F\n" +
 	"\rStateResponse\x125\n" +
-	"\bprogress\x18\x01 \x01(\v2\x19.everpage.v1.NodeProgressR\bprogress\"\xf7\x03\n" +
+	"\bprogress\x18\x01 \x01(\v2\x19.everpage.v1.NodeProgressR\bprogress\"\xa8\x04\n" +
 	"\fNodeProgress\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1510,7 +1518,8 @@ const file_everpage_v1_node_proto_rawDesc = "" +
 	"\bwarnings\x18\r \x03(\tR\bwarnings\x127\n" +
 	"\n" +
 	"collecting\x18\x0e \x01(\v2\x17.everpage.v1.CollectingR\n" +
-	"collecting\"\xf2\x01\n" +
+	"collecting\x12/\n" +
+	"\x06budget\x18\x0f \x01(\v2\x17.everpage.v1.DiskBudgetR\x06budget\"\xf2\x01\n" +
 	"\x0eBranchProgress\x12\x16\n" +
 	"\x06branch\x18\x01 \x01(\rR\x06branch\x12\x1a\n" +
 	"\btimeline\x18\x02 \x01(\rR\btimeline\x12\x1f\n" +
@@ -1620,39 +1629,41 @@ var file_everpage_v1_node_proto_goTypes = []any{
 	(*UsageResponse)(nil),         // 19: everpage.v1.UsageResponse
 	(*PlaceUsage)(nil),            // 20: everpage.v1.PlaceUsage
 	(*Collecting)(nil),            // 21: everpage.v1.Collecting
-	(*RelFork)(nil),               // 22: everpage.v1.RelFork
+	(*DiskBudget)(nil),            // 22: everpage.v1.DiskBudget
+	(*RelFork)(nil),               // 23: everpage.v1.RelFork
 }
 var file_everpage_v1_node_proto_depIdxs = []int32{
 	6,  // 0: everpage.v1.StateResponse.progress:type_name -> everpage.v1.NodeProgress
 	7,  // 1: everpage.v1.NodeProgress.branches:type_name -> everpage.v1.BranchProgress
 	21, // 2: everpage.v1.NodeProgress.collecting:type_name -> everpage.v1.Collecting
-	8,  // 3: everpage.v1.BranchProgress.shards:type_name -> everpage.v1.ShardCoverage
-	22, // 4: everpage.v1.FetchLayerRequest.rel:type_name -> everpage.v1.RelFork
-	22, // 5: everpage.v1.FetchVersionsRequest.rel:type_name -> everpage.v1.RelFork
-	17, // 6: everpage.v1.FetchVersionsResponse.versions:type_name -> everpage.v1.StoredVersion
-	20, // 7: everpage.v1.UsageResponse.places:type_name -> everpage.v1.PlaceUsage
-	22, // 8: everpage.v1.PlaceUsage.rel:type_name -> everpage.v1.RelFork
-	0,  // 9: everpage.v1.NodeService.Join:input_type -> everpage.v1.JoinRequest
-	2,  // 10: everpage.v1.NodeService.Propose:input_type -> everpage.v1.ProposeRequest
-	4,  // 11: everpage.v1.NodeService.State:input_type -> everpage.v1.StateRequest
-	9,  // 12: everpage.v1.NodeService.FetchWAL:input_type -> everpage.v1.FetchWALRequest
-	11, // 13: everpage.v1.NodeService.FetchLayer:input_type -> everpage.v1.FetchLayerRequest
-	13, // 14: everpage.v1.NodeService.FetchSmall:input_type -> everpage.v1.FetchSmallRequest
-	15, // 15: everpage.v1.NodeService.FetchVersions:input_type -> everpage.v1.FetchVersionsRequest
-	18, // 16: everpage.v1.NodeService.Usage:input_type -> everpage.v1.UsageRequest
-	1,  // 17: everpage.v1.NodeService.Join:output_type -> everpage.v1.JoinResponse
-	3,  // 18: everpage.v1.NodeService.Propose:output_type -> everpage.v1.ProposeResponse
-	5,  // 19: everpage.v1.NodeService.State:output_type -> everpage.v1.StateResponse
-	10, // 20: everpage.v1.NodeService.FetchWAL:output_type -> everpage.v1.FetchWALResponse
-	12, // 21: everpage.v1.NodeService.FetchLayer:output_type -> everpage.v1.FetchLayerResponse
-	14, // 22: everpage.v1.NodeService.FetchSmall:output_type -> everpage.v1.FetchSmallResponse
-	16, // 23: everpage.v1.NodeService.FetchVersions:output_type -> everpage.v1.FetchVersionsResponse
-	19, // 24: everpage.v1.NodeService.Usage:output_type -> everpage.v1.UsageResponse
-	17, // [17:25] is the sub-list for method output_type
-	9,  // [9:17] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	22, // 3: everpage.v1.NodeProgress.budget:type_name -> everpage.v1.DiskBudget
+	8,  // 4: everpage.v1.BranchProgress.shards:type_name -> everpage.v1.ShardCoverage
+	23, // 5: everpage.v1.FetchLayerRequest.rel:type_name -> everpage.v1.RelFork
+	23, // 6: everpage.v1.FetchVersionsRequest.rel:type_name -> everpage.v1.RelFork
+	17, // 7: everpage.v1.FetchVersionsResponse.versions:type_name -> everpage.v1.StoredVersion
+	20, // 8: everpage.v1.UsageResponse.places:type_name -> everpage.v1.PlaceUsage
+	23, // 9: everpage.v1.PlaceUsage.rel:type_name -> everpage.v1.RelFork
+	0,  // 10: everpage.v1.NodeService.Join:input_type -> everpage.v1.JoinRequest
+	2,  // 11: everpage.v1.NodeService.Propose:input_type -> everpage.v1.ProposeRequest
+	4,  // 12: everpage.v1.NodeService.State:input_type -> everpage.v1.StateRequest
+	9,  // 13: everpage.v1.NodeService.FetchWAL:input_type -> everpage.v1.FetchWALRequest
+	11, // 14: everpage.v1.NodeService.FetchLayer:input_type -> everpage.v1.FetchLayerRequest
+	13, // 15: everpage.v1.NodeService.FetchSmall:input_type -> everpage.v1.FetchSmallRequest
+	15, // 16: everpage.v1.NodeService.FetchVersions:input_type -> everpage.v1.FetchVersionsRequest
+	18, // 17: everpage.v1.NodeService.Usage:input_type -> everpage.v1.UsageRequest
+	1,  // 18: everpage.v1.NodeService.Join:output_type -> everpage.v1.JoinResponse
+	3,  // 19: everpage.v1.NodeService.Propose:output_type -> everpage.v1.ProposeResponse
+	5,  // 20: everpage.v1.NodeService.State:output_type -> everpage.v1.StateResponse
+	10, // 21: everpage.v1.NodeService.FetchWAL:output_type -> everpage.v1.FetchWALResponse
+	12, // 22: everpage.v1.NodeService.FetchLayer:output_type -> everpage.v1.FetchLayerResponse
+	14, // 23: everpage.v1.NodeService.FetchSmall:output_type -> everpage.v1.FetchSmallResponse
+	16, // 24: everpage.v1.NodeService.FetchVersions:output_type -> everpage.v1.FetchVersionsResponse
+	19, // 25: everpage.v1.NodeService.Usage:output_type -> everpage.v1.UsageResponse
+	18, // [18:26] is the sub-list for method output_type
+	10, // [10:18] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_everpage_v1_node_proto_init() }

@@ -1073,6 +1073,7 @@ type GetClusterStateResponse struct {
 	Files           []*ConfigFile          `protobuf:"bytes,10,rep,name=files,proto3" json:"files,omitempty"`
 	Damage          []*Damage              `protobuf:"bytes,4,rep,name=damage,proto3" json:"damage,omitempty"`                                          // what can't be served at this LSN; at most a few hundred, else the first
 	TimelineHistory []byte                 `protobuf:"bytes,5,opt,name=timeline_history,json=timelineHistory,proto3" json:"timeline_history,omitempty"` // the .history file of the LSN's timeline, empty for 1
+	Branch          uint32                 `protobuf:"varint,11,opt,name=branch,proto3" json:"branch,omitempty"`                                        // that was read: main's number, where main was asked for
 	Checksum        uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -1176,6 +1177,13 @@ func (x *GetClusterStateResponse) GetTimelineHistory() []byte {
 		return x.TimelineHistory
 	}
 	return nil
+}
+
+func (x *GetClusterStateResponse) GetBranch() uint32 {
+	if x != nil {
+		return x.Branch
+	}
+	return 0
 }
 
 func (x *GetClusterStateResponse) GetChecksum() uint64 {
@@ -1977,6 +1985,7 @@ type GetShardMapResponse struct {
 	Nodes         []*Node                `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Replicas      []*ShardReplicas       `protobuf:"bytes,5,rep,name=replicas,proto3" json:"replicas,omitempty"` // one a shard
 	Chunks        []*ChunkReplicas       `protobuf:"bytes,6,rep,name=chunks,proto3" json:"chunks,omitempty"`     // those that have replicas of their own, in the order of their spc, db, rel, fork and segment
+	Main          uint32                 `protobuf:"varint,7,opt,name=main,proto3" json:"main,omitempty"`        // the branch that main is, as far as the node has heard; 0: there is none yet
 	Checksum      uint64                 `protobuf:"varint,15,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2052,6 +2061,13 @@ func (x *GetShardMapResponse) GetChunks() []*ChunkReplicas {
 		return x.Chunks
 	}
 	return nil
+}
+
+func (x *GetShardMapResponse) GetMain() uint32 {
+	if x != nil {
+		return x.Main
+	}
+	return 0
 }
 
 func (x *GetShardMapResponse) GetChecksum() uint64 {
@@ -2310,7 +2326,7 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x16GetClusterStateRequest\x12%\n" +
 	"\x02at\x18\x01 \x01(\v2\x15.everpage.v1.PositionR\x02at\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\x86\x04\n" +
+	"timeout_ms\x18\x02 \x01(\rR\ttimeoutMs\"\x9e\x04\n" +
 	"\x17GetClusterStateResponse\x12\x10\n" +
 	"\x03lsn\x18\x01 \x01(\x04R\x03lsn\x12!\n" +
 	"\fcontrol_file\x18\x02 \x01(\fR\vcontrolFile\x126\n" +
@@ -2322,7 +2338,8 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\x05files\x18\n" +
 	" \x03(\v2\x17.everpage.v1.ConfigFileR\x05files\x12+\n" +
 	"\x06damage\x18\x04 \x03(\v2\x13.everpage.v1.DamageR\x06damage\x12)\n" +
-	"\x10timeline_history\x18\x05 \x01(\fR\x0ftimelineHistory\x12\x1a\n" +
+	"\x10timeline_history\x18\x05 \x01(\fR\x0ftimelineHistory\x12\x16\n" +
+	"\x06branch\x18\v \x01(\rR\x06branch\x12\x1a\n" +
 	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"t\n" +
 	"\x06Damage\x12&\n" +
 	"\x03rel\x18\x01 \x01(\v2\x14.everpage.v1.RelForkR\x03rel\x12\x14\n" +
@@ -2379,14 +2396,15 @@ const file_everpage_v1_page_proto_rawDesc = "" +
 	"\n" +
 	"expires_us\x18\x02 \x01(\x10R\texpiresUs\x12\x1a\n" +
 	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"\x14\n" +
-	"\x12GetShardMapRequest\"\x9b\x02\n" +
+	"\x12GetShardMapRequest\"\xaf\x02\n" +
 	"\x13GetShardMapResponse\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06shards\x18\x02 \x01(\rR\x06shards\x12%\n" +
 	"\x0esegment_blocks\x18\x03 \x01(\rR\rsegmentBlocks\x12'\n" +
 	"\x05nodes\x18\x04 \x03(\v2\x11.everpage.v1.NodeR\x05nodes\x126\n" +
 	"\breplicas\x18\x05 \x03(\v2\x1a.everpage.v1.ShardReplicasR\breplicas\x122\n" +
-	"\x06chunks\x18\x06 \x03(\v2\x1a.everpage.v1.ChunkReplicasR\x06chunks\x12\x1a\n" +
+	"\x06chunks\x18\x06 \x03(\v2\x1a.everpage.v1.ChunkReplicasR\x06chunks\x12\x12\n" +
+	"\x04main\x18\a \x01(\rR\x04main\x12\x1a\n" +
 	"\bchecksum\x18\x0f \x01(\x04R\bchecksum\"H\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +

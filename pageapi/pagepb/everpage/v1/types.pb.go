@@ -33,6 +33,7 @@ const (
 	Code_CODE_CORRUPT       Code = 6 // stored bytes or the page's history are damaged
 	Code_CODE_WRONG_OWNER   Code = 7 // this node doesn't keep the chunk; the answer carries the newer map
 	Code_CODE_EXHAUSTED     Code = 8 // this node has as much under way as it may: ask again in a while, or another replica
+	Code_CODE_MAIN_MOVED    Code = 9 // main is another branch by now than the position says
 )
 
 // Enum value maps for Code.
@@ -47,6 +48,7 @@ var (
 		6: "CODE_CORRUPT",
 		7: "CODE_WRONG_OWNER",
 		8: "CODE_EXHAUSTED",
+		9: "CODE_MAIN_MOVED",
 	}
 	Code_value = map[string]int32{
 		"CODE_OK":            0,
@@ -58,6 +60,7 @@ var (
 		"CODE_CORRUPT":       6,
 		"CODE_WRONG_OWNER":   7,
 		"CODE_EXHAUSTED":     8,
+		"CODE_MAIN_MOVED":    9,
 	}
 )
 
@@ -215,6 +218,7 @@ type Position struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Branch        uint32                 `protobuf:"varint,1,opt,name=branch,proto3" json:"branch,omitempty"` // 0 is main
 	Lsn           uint64                 `protobuf:"varint,2,opt,name=lsn,proto3" json:"lsn,omitempty"`
+	Main          bool                   `protobuf:"varint,3,opt,name=main,proto3" json:"main,omitempty"` // main is meant, and branch is what the client takes it to be: a node that knows better refuses, one that has not heard of it yet waits
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -261,6 +265,13 @@ func (x *Position) GetLsn() uint64 {
 		return x.Lsn
 	}
 	return 0
+}
+
+func (x *Position) GetMain() bool {
+	if x != nil {
+		return x.Main
+	}
+	return false
 }
 
 // Target names a point in a branch's history. Exactly one of lsn, time, xid and name is set, or none for the newest readable LSN.
@@ -449,6 +460,91 @@ func (x *Collecting) GetError() string {
 	return ""
 }
 
+// DiskBudget is how a node keeps to what it may take on disk.
+type DiskBudget struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	UsedBytes     uint64                 `protobuf:"varint,2,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`             // of pages, and of WAL
+	EvictedChunks uint64                 `protobuf:"varint,3,opt,name=evicted_chunks,json=evictedChunks,proto3" json:"evicted_chunks,omitempty"` // that are answered from the store now
+	Evictions     uint64                 `protobuf:"varint,4,opt,name=evictions,proto3" json:"evictions,omitempty"`                              // since the start
+	Fills         uint64                 `protobuf:"varint,5,opt,name=fills,proto3" json:"fills,omitempty"`                                      // chunks that came back since then
+	Error         string                 `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`                                       // why it takes more than it may
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskBudget) Reset() {
+	*x = DiskBudget{}
+	mi := &file_everpage_v1_types_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskBudget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskBudget) ProtoMessage() {}
+
+func (x *DiskBudget) ProtoReflect() protoreflect.Message {
+	mi := &file_everpage_v1_types_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskBudget.ProtoReflect.Descriptor instead.
+func (*DiskBudget) Descriptor() ([]byte, []int) {
+	return file_everpage_v1_types_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DiskBudget) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DiskBudget) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *DiskBudget) GetEvictedChunks() uint64 {
+	if x != nil {
+		return x.EvictedChunks
+	}
+	return 0
+}
+
+func (x *DiskBudget) GetEvictions() uint64 {
+	if x != nil {
+		return x.Evictions
+	}
+	return 0
+}
+
+func (x *DiskBudget) GetFills() uint64 {
+	if x != nil {
+		return x.Fills
+	}
+	return 0
+}
+
+func (x *DiskBudget) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 var File_everpage_v1_types_proto protoreflect.FileDescriptor
 
 const file_everpage_v1_types_proto_rawDesc = "" +
@@ -461,10 +557,11 @@ const file_everpage_v1_types_proto_rawDesc = "" +
 	"\x04fork\x18\x04 \x01(\rR\x04fork\"I\n" +
 	"\x06Status\x12%\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x11.everpage.v1.CodeR\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"4\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"H\n" +
 	"\bPosition\x12\x16\n" +
 	"\x06branch\x18\x01 \x01(\rR\x06branch\x12\x10\n" +
-	"\x03lsn\x18\x02 \x01(\x04R\x03lsn\"\xa7\x01\n" +
+	"\x03lsn\x18\x02 \x01(\x04R\x03lsn\x12\x12\n" +
+	"\x04main\x18\x03 \x01(\bR\x04main\"\xa7\x01\n" +
 	"\x06Target\x12\x16\n" +
 	"\x06branch\x18\x01 \x01(\rR\x06branch\x12\x10\n" +
 	"\x03lsn\x18\x02 \x01(\x04R\x03lsn\x12\x1c\n" +
@@ -487,7 +584,16 @@ const file_everpage_v1_types_proto_rawDesc = "" +
 	"gone_bytes\x18\x05 \x01(\x04R\tgoneBytes\x12\x16\n" +
 	"\x06passes\x18\x06 \x01(\x04R\x06passes\x12(\n" +
 	"\x10total_gone_bytes\x18\a \x01(\x04R\x0etotalGoneBytes\x12\x14\n" +
-	"\x05error\x18\b \x01(\tR\x05error*\xb6\x01\n" +
+	"\x05error\x18\b \x01(\tR\x05error\"\xb2\x01\n" +
+	"\n" +
+	"DiskBudget\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12%\n" +
+	"\x0eevicted_chunks\x18\x03 \x01(\x04R\revictedChunks\x12\x1c\n" +
+	"\tevictions\x18\x04 \x01(\x04R\tevictions\x12\x14\n" +
+	"\x05fills\x18\x05 \x01(\x04R\x05fills\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error*\xcb\x01\n" +
 	"\x04Code\x12\v\n" +
 	"\aCODE_OK\x10\x00\x12\x11\n" +
 	"\rCODE_INTERNAL\x10\x01\x12\x10\n" +
@@ -497,7 +603,8 @@ const file_everpage_v1_types_proto_rawDesc = "" +
 	"\x10CODE_UNAVAILABLE\x10\x05\x12\x10\n" +
 	"\fCODE_CORRUPT\x10\x06\x12\x14\n" +
 	"\x10CODE_WRONG_OWNER\x10\a\x12\x12\n" +
-	"\x0eCODE_EXHAUSTED\x10\bB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
+	"\x0eCODE_EXHAUSTED\x10\b\x12\x13\n" +
+	"\x0fCODE_MAIN_MOVED\x10\tB,Z*everpage/pageapi/pagepb/everpage/v1;pagepbb\x06proto3"
 
 var (
 	file_everpage_v1_types_proto_rawDescOnce sync.Once
@@ -512,7 +619,7 @@ func file_everpage_v1_types_proto_rawDescGZIP() []byte {
 }
 
 var file_everpage_v1_types_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_everpage_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_everpage_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_everpage_v1_types_proto_goTypes = []any{
 	(Code)(0),          // 0: everpage.v1.Code
 	(*RelFork)(nil),    // 1: everpage.v1.RelFork
@@ -520,6 +627,7 @@ var file_everpage_v1_types_proto_goTypes = []any{
 	(*Position)(nil),   // 3: everpage.v1.Position
 	(*Target)(nil),     // 4: everpage.v1.Target
 	(*Collecting)(nil), // 5: everpage.v1.Collecting
+	(*DiskBudget)(nil), // 6: everpage.v1.DiskBudget
 }
 var file_everpage_v1_types_proto_depIdxs = []int32{
 	0, // 0: everpage.v1.Status.code:type_name -> everpage.v1.Code
@@ -542,7 +650,7 @@ func file_everpage_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_everpage_v1_types_proto_rawDesc), len(file_everpage_v1_types_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -9,18 +9,19 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"everpage/cluster/placement"
-	"everpage/wal/pg"
 )
 
-// Local is the registry of a node that is its own cluster: a file.
+// Local is a registry of a single node: a file.
 type Local struct {
 	path   string
 	shards uint32
 
-	mu sync.Mutex
-	m  map[string]Current // by localKey
+	mu     sync.Mutex
+	m      map[string]Current // by localKey
+	before time.Time          // what Collecting said last
 }
 
 func localKey(branch uint32, shard placement.Shard) string {
@@ -108,20 +109,36 @@ func (l *Local) Current(branch uint32, shard placement.Shard) Current {
 }
 
 // Set implements Registry.
-func (l *Local) Set(_ context.Context, branch uint32, shard placement.Shard, old Current, ref string, lsn pg.LSN) error {
+func (l *Local) Set(_ context.Context, branch uint32, shard placement.Shard, old Current, n Next) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key := localKey(branch, shard)
 	if have := l.m[key]; have.Ref != old.Ref {
 		return fmt.Errorf("%w: %q, not %q", ErrConflict, have.Ref, old.Ref)
 	}
+	if !n.Oldest.IsZero() && n.Oldest.Before(l.before) {
+		return fmt.Errorf("%w: written %s, collected up to %s", ErrConflict, n.Oldest, l.before)
+	}
 	next := make(map[string]Current, len(l.m)+1)
 	for k, c := range l.m {
 		next[k] = c
 	}
-	next[key] = Current{Ref: ref, LSN: lsn, Epoch: 1}
+	next[key] = Current{Ref: n.Ref, LSN: n.LSN, Epoch: 1}
 	return l.save(next)
 }
+
+// Collecting implements Registry.
+func (l *Local) Collecting(_ context.Context, before time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if before.After(l.before) {
+		l.before = before
+	}
+	return nil
+}
+
+// Term implements Registry.
+func (l *Local) Term() uint64 { return 1 }
 
 // Sync implements Registry.
 func (l *Local) Sync(context.Context) error { return nil }
