@@ -262,7 +262,8 @@ type SetManifest struct {
 // CollectObjects announces that objects which were written to the store before then, by its clock, are deleted unless a manifest that is current now needs them.
 type CollectObjects struct{ BeforeUS int64 }
 
-// SetRetention sets how long history is kept, or how many bytes of WAL it spans: one of the two. Both 0: for ever.
+// SetRetention sets how long history is kept, or how many bytes of WAL it spans: one of the two. Both 0: for ever. Horizons that are planned and not yet final
+// are withdrawn.
 type SetRetention struct {
 	Retention time.Duration
 	Bytes     uint64
@@ -272,6 +273,8 @@ type SetRetention struct {
 type PlanHorizon struct {
 	Branch uint32
 	LSN    pg.LSN
+	// For is the retention that the LSN was worked out for, nil: none. The plan is refused where another one has been set since.
+	For *SetRetention `json:",omitempty"`
 }
 
 // ApplyHorizon makes a planned horizon final. Leases hold it back.

@@ -346,7 +346,16 @@ func TestHorizonKeepsWhatOthersNeed(t *testing.T) {
 	must(&command.PlanHorizon{Branch: 3, LSN: 200})
 	refused(&command.PlanHorizon{Branch: 1, LSN: 400}, "forked off")
 	must(&command.ApplyHorizon{Branch: 3, LSN: 200})
-	must(&command.PlanHorizon{Branch: 1, LSN: 400})
+	// A retention that is set withdraws what is not yet final, and what was worked out for the one before comes too late.
+	must(&command.PlanHorizon{Branch: 1, LSN: 400, For: s.Kept()})
+	before := s.Kept()
+	must(&command.SetRetention{})
+	if h := s.Horizon(1); h.Planned != 120 || h.Applied != 120 {
+		t.Fatalf("after a retention was set the horizon is planned at %s and is at %s", h.Planned, h.Applied)
+	}
+	refused(&command.ApplyHorizon{Branch: 1, LSN: 400}, "not 0/190")
+	refused(&command.PlanHorizon{Branch: 1, LSN: 400, For: before}, "has been changed")
+	must(&command.PlanHorizon{Branch: 1, LSN: 400, For: s.Kept()})
 	refused(&command.ApplyHorizon{Branch: 1, LSN: 400}, "a lease pins") // at 120, by way of the second branch
 	must(&command.EndLeases{Leases: []uint64{1}})
 	must(&command.ApplyHorizon{Branch: 1, LSN: 400})

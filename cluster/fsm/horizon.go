@@ -14,7 +14,16 @@ func (s *State) setRetention(c *command.SetRetention) error {
 		return refuse("retention of %s and %d bytes: want a positive time, or bytes of WAL, or neither to keep all", c.Retention, c.Bytes)
 	}
 	s.Retention, s.RetentionBytes = c.Retention, c.Bytes
+	s.Horizons = slices.Clone(s.Horizons)
+	for i := range s.Horizons { // who asks for more history to be kept must not lose what was still there
+		s.Horizons[i].Planned = s.Horizons[i].Applied
+	}
 	return nil
+}
+
+// Kept is the retention that is in force.
+func (s *State) Kept() *command.SetRetention {
+	return &command.SetRetention{Retention: s.Retention, Bytes: s.RetentionBytes}
 }
 
 // keeper is the branch that has the versions of another one at an LSN: below the LSN where a branch forked off that is the one it comes from.
@@ -70,6 +79,9 @@ func (s *State) setHorizon(branch uint32, change func(*Horizon)) {
 func (s *State) planHorizon(c *command.PlanHorizon) error {
 	if s.Branch(c.Branch) == nil || c.Branch == 0 {
 		return refuse("branch %d is not there", c.Branch)
+	}
+	if c.For != nil && *c.For != *s.Kept() {
+		return refuse("the retention has been changed since the horizon of branch %d was worked out", c.Branch)
 	}
 	if have := s.Horizon(c.Branch).Planned; c.LSN < have {
 		return refuse("the horizon of branch %d is planned at %s already", c.Branch, have)

@@ -24,7 +24,8 @@ func newRetention(g *globals) *cobra.Command {
 		Long: `Keep history for a time, or for so many bytes of WAL. What is older is no longer answered (exit code 4), and is collected on the nodes and in the
 store. Leases, running clones, branches and what the store has not got yet keep it for longer.
 
-A time is taken from the commits, in WAL order. With forever, which is how a cluster begins, everything is kept.`,
+A time is taken from the commits, in WAL order. With forever, which is how a cluster begins, everything is kept. A change takes
+effect at once: what was announced to go and has not gone yet stays, unless the new retention says so, too.`,
 		Example: `  everpage retention set 7d
   everpage retention set 48h
   everpage retention set 100GB

@@ -152,7 +152,7 @@ func (s *backupService) advance(ctx context.Context) (*pb.CollectGarbageResponse
 		if t.lsn <= st.Horizon(t.branch).Planned {
 			continue
 		}
-		if _, err := n.cluster.Propose(ctx, &command.PlanHorizon{Branch: t.branch, LSN: t.lsn}); err != nil {
+		if _, err := n.cluster.Propose(ctx, &command.PlanHorizon{Branch: t.branch, LSN: t.lsn, For: st.Kept()}); err != nil {
 			return nil, adminError(err)
 		}
 		moved = true

@@ -58,7 +58,7 @@ func (l *leader) moveHorizons(ctx context.Context, s *cluster.State) error {
 	for _, t := range l.n.horizonTargets(ctx, s, l.gone) {
 		// One step after the other: a plan that changes all the time would never be final.
 		if h := s.Horizon(t.branch); t.lsn > h.Planned && h.Planned == h.Applied {
-			if err := l.propose(ctx, &command.PlanHorizon{Branch: t.branch, LSN: t.lsn}); err != nil {
+			if err := l.propose(ctx, &command.PlanHorizon{Branch: t.branch, LSN: t.lsn, For: s.Kept()}); err != nil {
 				return err
 			}
 		}
