@@ -27,7 +27,7 @@ func newNetwork(ctx context.Context, number, nodes int) (*network, error) {
 	}
 	steps := []string{"ip link add " + n.bridge() + " type bridge", "ip addr add " + n.host() + "/24 dev " + n.bridge(), "ip link set " + n.bridge() + " up"}
 	for i := range nodes {
-		ns, outer, inner := n.namespace(i), fmt.Sprintf("%s-o%d", n.prefix, i), fmt.Sprintf("%s-i%d", n.prefix, i)
+		ns, outer, inner := n.namespace(i), n.outer(i), fmt.Sprintf("%s-i%d", n.prefix, i)
 		steps = append(steps, "ip netns add "+ns, "ip link add "+outer+" type veth peer name "+inner, "ip link set "+inner+" netns "+ns,
 			"ip link set "+outer+" master "+n.bridge(), "ip link set "+outer+" up",
 			"ip -n "+ns+" addr add "+n.address(i)+"/24 dev "+inner, "ip -n "+ns+" link set "+inner+" up", "ip -n "+ns+" link set lo up")
@@ -51,14 +51,19 @@ func command(ctx context.Context, line string) error {
 func (n *network) bridge() string         { return n.prefix }
 func (n *network) host() string           { return n.subnet + ".1" }
 func (n *network) namespace(i int) string { return fmt.Sprintf("%s-%d", n.prefix, i+1) }
+func (n *network) outer(i int) string     { return fmt.Sprintf("%s-o%d", n.prefix, i) }
 func (n *network) address(i int) string   { return fmt.Sprintf("%s.%d", n.subnet, 11+i) }
 
 func (n *network) close() error {
 	ctx := context.Background()
 	var errs []error
 	for i := range n.nodes {
+		// At once, both ends: a namespace takes its end away some time after it was deleted.
+		if _, err := os.Stat("/sys/class/net/" + n.outer(i)); err == nil {
+			errs = append(errs, command(ctx, "ip link del "+n.outer(i)))
+		}
 		if _, err := os.Stat("/var/run/netns/" + n.namespace(i)); err == nil {
-			errs = append(errs, command(ctx, "ip netns del "+n.namespace(i))) // its end of the link goes with it, and so the other
+			errs = append(errs, command(ctx, "ip netns del "+n.namespace(i)))
 		}
 	}
 	if _, err := os.Stat("/sys/class/net/" + n.bridge()); err == nil {

@@ -167,7 +167,11 @@ func (r *run) killImport(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.wait(ctx, "the node is consistent", func(f nodetest.Follow) bool { return f.Consistent != "0/0" && f.Readable >= f.Consistent }); err != nil {
+	if err := r.wait(ctx, "the node is consistent", func(f nodetest.Follow) bool {
+		consistent, err := pg.ParseLSN(f.Consistent)
+		readable, err2 := pg.ParseLSN(f.Readable)
+		return err == nil && err2 == nil && consistent != 0 && readable >= consistent
+	}); err != nil {
 		return err
 	}
 	f, err := r.node.Status(ctx)

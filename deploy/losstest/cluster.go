@@ -4,24 +4,30 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"everpage/deploy/nodetest"
 	"everpage/pageapi"
 	"everpage/wal/pg"
 )
 
-// leads is the node that archives.
+// leads is the node that archives. On a busy machine there may be none for a moment.
 func (x *run) leads(ctx context.Context) (*nodetest.Node, error) {
-	list, err := x.cluster.Nodes[0].Members(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for i, m := range list {
-		if m.Leader && m.Name == name(i) {
-			return x.cluster.Nodes[i], nil
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		list, err := x.cluster.Nodes[0].Members(ctx)
+		for i, m := range list {
+			if m.Leader && m.Name == name(i) {
+				return x.cluster.Nodes[i], nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("no node leads: %+v, error %w", list, errors.Join(err, ctx.Err()))
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	return nil, fmt.Errorf("no node leads: %+v", list)
 }
 
 // leader is what the node that archives says of the backup.

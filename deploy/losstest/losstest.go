@@ -398,11 +398,31 @@ func (x *run) againstStock(ctx context.Context) error {
 
 // loseEverything has the store away for a moment, so that there is a lag, and then deletes the nodes and the primary. What is lost is that lag.
 func (x *run) loseEverything(ctx context.Context) error {
-	x.s3.Kill()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(x.o.Load / 4):
+	for {
+		leader, err := x.leads(ctx)
+		if err != nil {
+			return err
+		}
+		x.s3.Kill()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(x.o.Load / 4):
+		}
+		now, err := x.leads(ctx)
+		if err != nil {
+			return err
+		}
+		if now == leader {
+			break
+		}
+		// A new leader, which can't see what the store has, can't tell the lag either.
+		if err := x.s3.StartAgain(ctx); err != nil {
+			return err
+		}
+		if r := x.cluster.Nodes[0].Run(ctx, "backup", "now"); r.Code != 0 {
+			return fmt.Errorf("backup now: %s", r.Stderr)
+		}
 	}
 	x.load.stop()
 	if _, err := x.caughtUp(ctx); err != nil {
@@ -431,12 +451,12 @@ func (x *run) loseEverything(ctx context.Context) error {
 			return fmt.Errorf("a node has WAL up to %s, by the archive's end and lag it is %s: %w", st.Durable, durable, err)
 		}
 	}
-	if err := x.s3.StartAgain(ctx); err != nil {
-		return err
-	}
-	// The store is back, but nobody may archive more before all is lost.
+	// Nobody may archive more once the store is back.
 	for _, n := range x.cluster.Nodes {
 		n.Kill9()
+	}
+	if err := x.s3.StartAgain(ctx); err != nil {
+		return err
 	}
 	if err := x.recovered(ctx, before.Archive.End); err != nil {
 		return err

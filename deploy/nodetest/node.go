@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -55,6 +56,7 @@ type Node struct {
 	cfg     Config
 	cmd     *exec.Cmd
 	address string
+	held    *pgtest.Port // of address, while the node is down, too; nil where it is of another network namespace
 	log     *logBuffer
 	done    chan struct{}
 	err     error // of the process, once done is closed
@@ -88,7 +90,17 @@ func New(tb pgtest.TB, cfg Config) *Node {
 
 // StartAgain starts a node that was stopped or killed, on the same data directory and port.
 func (n *Node) StartAgain(ctx context.Context) error {
-	free := net.JoinHostPort(cmp.Or(n.cfg.Host, "127.0.0.1"), "0")
+	host := cmp.Or(n.cfg.Host, "127.0.0.1")
+	free := net.JoinHostPort(host, "0")
+	if n.address == "" {
+		held, err := pgtest.HoldPort(host)
+		switch {
+		case err == nil:
+			n.held, n.address = held, net.JoinHostPort(host, strconv.Itoa(held.Number))
+		case !errors.Is(err, syscall.EADDRNOTAVAIL):
+			return err
+		}
+	}
 	listen := cmp.Or(n.address, free)
 	args := append([]string{}, n.cfg.Command...)
 	args = append(args, n.cfg.Binary, "serve", "--data", n.cfg.Data, "--listen", listen, "--http", "", "--raft", free, "--gossip", free)
@@ -169,7 +181,10 @@ func (n *Node) Done() <-chan struct{} { return n.done }
 func (n *Node) SetArgs(args ...string) { n.cfg.Args = args }
 
 // Move has the next start listen at another host, on other ports.
-func (n *Node) Move(host string) { n.cfg.Host, n.address = host, "" }
+func (n *Node) Move(host string) {
+	n.held.Release()
+	n.held, n.cfg.Host, n.address = nil, host, ""
+}
 
 // Signal sends the node's process a signal.
 func (n *Node) Signal(s syscall.Signal) error { return n.cmd.Process.Signal(s) }

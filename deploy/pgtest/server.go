@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,6 +51,7 @@ type Server struct {
 	data    string
 	sockets string
 	port    int
+	held    *Port // nil where the configuration names the port
 	account account
 	proc    *process
 	temp    bool       // dir is ours to remove
@@ -186,25 +186,12 @@ func (s *Server) StartAgain(ctx context.Context) error {
 	if s.Running() {
 		return fmt.Errorf("server on port %d runs already", s.port)
 	}
-	const attempts = 5
-	for try := 1; ; try++ {
-		err := s.start(ctx)
-		if err == nil || s.cfg.Port != 0 || try == attempts || !errors.Is(err, errPortTaken) {
-			return err
-		}
-		s.port = 0
-	}
-}
-
-var errPortTaken = errors.New("port is taken")
-
-func (s *Server) start(ctx context.Context) error {
 	if s.port == 0 {
-		port, err := freePort()
+		held, err := HoldPort("127.0.0.1")
 		if err != nil {
 			return err
 		}
-		s.port = port
+		s.held, s.port = held, held.Number
 	}
 	log, err := os.OpenFile(s.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
@@ -226,11 +213,7 @@ func (s *Server) start(ctx context.Context) error {
 	}
 	if err := s.waitReady(ctx); err != nil {
 		tail := s.logFrom(before)
-		err = errors.Join(fmt.Errorf("%w; log: %s", err, tail), s.proc.kill9(context.WithoutCancel(ctx)))
-		if strings.Contains(tail, "could not create any TCP/IP sockets") {
-			err = fmt.Errorf("%w: %w", errPortTaken, err)
-		}
-		return err
+		return errors.Join(fmt.Errorf("%w; log: %s", err, tail), s.proc.kill9(context.WithoutCancel(ctx)))
 	}
 	return nil
 }
@@ -317,6 +300,8 @@ func (s *Server) Close() error {
 		errs = append(errs, f.Close())
 	}
 	s.locks = nil
+	s.held.Release()
+	s.held = nil
 	return errors.Join(errs...)
 }
 
@@ -372,15 +357,6 @@ func (s *Server) serverCommand(ctx context.Context, name string, args ...string)
 	cmd.Dir, cmd.Env = "/", childEnv("/")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.account.credential()}
 	return cmd
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("find a free port: %w", err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	return port, l.Close()
 }
 
 func appendFile(path, text string) error {

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -48,6 +47,7 @@ const (
 // Server is a running S3 server.
 type Server struct {
 	binary, dir, address string
+	held                 *pgtest.Port // of address, while the server is down, too
 	mu                   sync.Mutex
 	cmd                  *exec.Cmd
 	done                 chan struct{}
@@ -107,30 +107,14 @@ const readyTimeout = 30 * time.Second
 
 // StartAgain starts a server that was killed, at the same address.
 func (s *Server) StartAgain(ctx context.Context) error {
-	for range 5 {
-		address := s.address
-		if address == "" {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				return err
-			}
-			address = l.Addr().String()
-			l.Close()
-		}
-		err := s.start(ctx, address)
-		if err == nil {
-			s.address = address
-			return nil
-		}
-		if s.address != "" || ctx.Err() != nil {
+	if s.held == nil {
+		held, err := pgtest.HoldPort("127.0.0.1")
+		if err != nil {
 			return err
 		}
+		s.held, s.address = held, fmt.Sprintf("127.0.0.1:%d", held.Number)
 	}
-	return fmt.Errorf("the S3 server does not start:\n%s", s.log.String())
-}
-
-func (s *Server) start(ctx context.Context, address string) error {
-	cmd := exec.Command(s.binary, "--port", address, "--access", AccessKey, "--secret", SecretKey, "--quiet",
+	cmd := exec.Command(s.binary, "--port", s.address, "--access", AccessKey, "--secret", SecretKey, "--quiet",
 		"posix", "--sidecar", filepath.Join(s.dir, "meta"), filepath.Join(s.dir, "data"))
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + s.dir}
 	cmd.Dir = s.dir
@@ -158,12 +142,12 @@ func (s *Server) start(ctx context.Context, address string) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if c, err := net.DialTimeout("tcp", address, time.Second); err == nil {
+		if c, err := net.DialTimeout("tcp", s.address, time.Second); err == nil {
 			return c.Close()
 		}
 		select {
 		case <-done:
-			return errors.New("the S3 server ended")
+			return fmt.Errorf("the S3 server ended:\n%s", s.log.String())
 		case <-deadline.C:
 			s.Kill()
 			return fmt.Errorf("the S3 server was not up after %s", readyTimeout)

@@ -302,56 +302,51 @@ func bytesUnder(dir string) (sum int64, err error) {
 	return sum, err
 }
 
-// plateau compares what was taken in the second and in the last third of a soak, at most and at least: where one is reached both are alike. What is collected
-// goes in steps, so that one of them alone would tell little.
+// plateau compares what was taken in the second and in the last third of a soak, on average: where one is reached both are alike. What is collected, and what is
+// made anew, goes in steps, so that the least or the most of a third would tell where in a step it began.
 type plateau struct{ middle, last span }
 
-// span is what was taken at least and at most, and how much WAL the window had at least and at most.
+// span is what was taken at least, at most and on average, and how much WAL the window had on average.
 type span struct {
-	least, most       int64
-	leastWAL, mostWAL int64
+	least, most   int64
+	mean, meanWAL float64
 }
 
 // By how much the last third may be above the second, for as much WAL in the window: a machine that does much else lets the load through in bursts.
 const slack = 1.3
 
 func (p plateau) reached() bool {
-	return float64(p.last.most) <= slack*grown(p.middle.mostWAL, p.last.mostWAL)*float64(p.middle.most) &&
-		float64(p.last.least) <= slack*grown(p.middle.leastWAL, p.last.leastWAL)*float64(p.middle.least)
-}
-
-// grown is by how much more WAL the windows had later; 1 where it is no more.
-func grown(before, after int64) float64 {
-	if before <= 0 {
-		return 1
+	more := 1.0
+	if p.middle.meanWAL > 0 {
+		more = max(1, p.last.meanWAL/p.middle.meanWAL)
 	}
-	return max(1, float64(after)/float64(before))
+	return p.last.mean <= slack*more*p.middle.mean
 }
 
 func (s span) String() string {
-	return fmt.Sprintf("%.1f to %.1f MB (%.1f to %.1f MB of WAL in the window)", float64(s.least)/1e6, float64(s.most)/1e6, float64(s.leastWAL)/1e6, float64(s.mostWAL)/1e6)
+	return fmt.Sprintf("%.1f MB (%.1f to %.1f; %.1f MB of WAL in the window)", s.mean/1e6, float64(s.least)/1e6, float64(s.most)/1e6, s.meanWAL/1e6)
 }
 
 func (p plateau) String() string {
 	return fmt.Sprintf("%s in the second third, %s in the last", p.middle, p.last)
 }
 
-func plateauOf(samples []sample, of func(sample) int64) (p plateau) {
+func plateauOf(samples []sample, of func(sample) int64) plateau {
 	n := len(samples)
+	return plateau{middle: spanOf(samples[n/3:2*n/3], of), last: spanOf(samples[2*n/3:], of)}
+}
+
+func spanOf(samples []sample, of func(sample) int64) (s span) {
 	for i, x := range samples {
-		s, first := &p.middle, n/3
-		if i >= 2*n/3 {
-			s, first = &p.last, 2*n/3
+		v := of(x)
+		if i == 0 {
+			s.least = v
 		}
-		switch {
-		case i < first:
-		case i == first:
-			*s = span{of(x), of(x), x.wal, x.wal}
-		default:
-			*s = span{min(s.least, of(x)), max(s.most, of(x)), min(s.leastWAL, x.wal), max(s.mostWAL, x.wal)}
-		}
+		s.least, s.most = min(s.least, v), max(s.most, v)
+		s.mean += float64(v) / float64(len(samples))
+		s.meanWAL += float64(x.wal) / float64(len(samples))
 	}
-	return p
+	return s
 }
 
 // judge tells whether the soak was long enough to say something, and what it says.

@@ -1,6 +1,7 @@
 package datadir_test
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -301,6 +302,9 @@ func testStandby(t *testing.T, s *pgtest.Server, major pg.Major) {
 func copyLive(t *testing.T, from, to string) {
 	t.Helper()
 	err := filepath.WalkDir(from, func(p string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) { // the server removes files meanwhile
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -312,6 +316,9 @@ func copyLive(t *testing.T, from, to string) {
 			return nil
 		}
 		b, err := os.ReadFile(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -176,7 +176,7 @@ func TestSilentServer(t *testing.T) {
 	s := startServer(t, 15, keepWAL)
 	server, sink := setup(t, s, slot)
 	o := options(t, s, server, slot)
-	o.ReceiveTimeout, o.StatusInterval = 500*time.Millisecond, 50*time.Millisecond
+	o.ReceiveTimeout, o.StatusInterval = 2*time.Second, 50*time.Millisecond
 	f := follow(t, o, sink)
 	f.await(t, "streaming", isStreaming)
 	var pid int

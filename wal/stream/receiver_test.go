@@ -84,6 +84,7 @@ func testSynchronousCommit(t *testing.T, s *pgtest.Server, sink *memorySink) {
 	eventually(t, "node1 is the synchronous standby", func() bool {
 		return s.MustSQL(t, "postgres", "select sync_state from pg_stat_replication")[0][0] == "sync"
 	})
+	s.MustSQL(t, "postgres", "checkpoint") // commits wait once the checkpointer, too, has read the configuration (SyncRepUpdateSyncStandbysDefined)
 	sink.set(func(m *memorySink) { m.onFlush = func() error { <-gate; return nil } })
 	committed := make(chan error, 1)
 	go func() {

@@ -29,12 +29,18 @@ reset enable_seqscan;
 insert into bt select g, md5(g::text), 1, '' from generate_series(100, 900) g;
 vacuum (index_cleanup on) bt;
 
--- deletion of pages in two steps, and their second life once nobody can still be on them
+-- deletion of pages in two steps, and their second life once nobody can still be on them: once all transactions have ended that began before, in other
+-- databases, too (GlobalVisTestIsRemovableFullXid)
 delete from bt where id > 500;
 vacuum (index_cleanup on) bt;
 vacuum (index_cleanup on) bt;
-select txid_current();
-select txid_current();
+select set_config('corpus.xid', txid_current()::text, false);
+do $$ begin
+	for i in 1..5000 loop
+		exit when pg_snapshot_xmin(pg_current_snapshot())::text::bigint > current_setting('corpus.xid')::bigint;
+		perform pg_sleep(0.001);
+	end loop;
+end $$;
 vacuum bt;
 insert into bt select g, md5(g::text), g % 17, 'v' from generate_series(1000 + :n * 4, 1000 + :n * 5) g;
 
@@ -45,7 +51,13 @@ insert into bt2 select generate_series(1, 14000);
 alter table bt2 add primary key (a) with (fillfactor = 10);
 delete from bt2 where a < 13900;
 vacuum bt2;
-select txid_current();
+select set_config('corpus.xid', txid_current()::text, false);
+do $$ begin
+	for i in 1..5000 loop
+		exit when pg_snapshot_xmin(pg_current_snapshot())::text::bigint > current_setting('corpus.xid')::bigint;
+		perform pg_sleep(0.001);
+	end loop;
+end $$;
 vacuum bt2;
 vacuum bt2;
 insert into bt2 select generate_series(1, 1000);
@@ -56,7 +68,13 @@ create index on bt3(a);
 insert into bt3 select repeat(chr(97 + (g % 26)), 1500) || g from generate_series(1, 700) g order by random();
 delete from bt3 where a < 't';
 vacuum bt3;
-select txid_current();
+select set_config('corpus.xid', txid_current()::text, false);
+do $$ begin
+	for i in 1..5000 loop
+		exit when pg_snapshot_xmin(pg_current_snapshot())::text::bigint > current_setting('corpus.xid')::bigint;
+		perform pg_sleep(0.001);
+	end loop;
+end $$;
 vacuum bt3;
 vacuum bt3;
 
