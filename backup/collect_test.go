@@ -5,11 +5,13 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"everpage/backup/archive"
 	"everpage/backup/store"
+	"everpage/cluster/placement"
 	"everpage/wal/pg"
 )
 
@@ -112,6 +114,44 @@ func collectBeside(t *testing.T, at int) (reached bool, again int) {
 		w.grow(60)
 	}
 	return reached, again
+}
+
+// overtaken refuses the first manifests, as a registry does that a collection was announced to meanwhile.
+type overtaken struct {
+	*Local
+	left atomic.Int32
+}
+
+func (o *overtaken) Set(ctx context.Context, branch uint32, shard placement.Shard, old Current, n Next) error {
+	if o.left.Add(-1) >= 0 {
+		return ErrConflict
+	}
+	return o.Local.Set(ctx, branch, shard, old, n)
+}
+
+// TestNowIsMadeAgain: who asks for a backup doesn't hear of what was faster than it.
+func TestNowIsMadeAgain(t *testing.T) {
+	w, objects, dir := newWorld(t, 1), store.NewMemory(), t.TempDir()
+	w.grow(60)
+	u, r := w.uploader(objects, dir)
+	refusing := &overtaken{Local: r}
+	u.opt.Registry = refusing
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- u.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	refusing.left.Store(2)
+	if err := u.Now(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if hi := w.recover(objects); hi != w.lsn {
+		t.Fatalf("recovered up to %s, there is %s", hi, w.lsn)
+	}
+	refusing.left.Store(1000)
+	w.grow(60)
+	if err := u.Now(ctx); !errors.Is(err, ErrConflict) {
+		t.Fatalf("refused for ever: %v", err)
+	}
 }
 
 // elsewhere is a store whose clock is off.

@@ -151,6 +151,12 @@ func (u *Uploader) Run(ctx context.Context) error {
 			}
 		}
 		err := u.upload(ctx)
+		for range maxOvertaken {
+			if ctx.Err() != nil || !errors.Is(err, ErrConflict) && !errors.Is(err, store.ErrNotExist) {
+				break
+			}
+			err = u.upload(ctx)
+		}
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -215,6 +221,9 @@ func (u *Uploader) awaitArchive(ctx context.Context) error {
 	}
 	return nil
 }
+
+// maxOvertaken is how often an upload is made again at once that a collection or another node was faster than.
+const maxOvertaken = 2
 
 const (
 	minRetry = time.Second

@@ -62,6 +62,17 @@ func (c *Cluster) Sync(ctx context.Context) error {
 	return err
 }
 
+// Head is up to where this node must know the log to know all that was agreed on before the call: State's Index is then at least that. It needs a majority, but
+// not that this node has the log already: the leader asks one that was away again after up to ten seconds only.
+func (c *Cluster) Head(ctx context.Context) (index uint64, err error) {
+	entry, err := command.Encode(&command.Sync{})
+	if err != nil {
+		return 0, err
+	}
+	o, err := c.propose(ctx, entry)
+	return o.Index, err
+}
+
 func (c *Cluster) propose(ctx context.Context, entry []byte) (Outcome, error) {
 	for {
 		o, err := c.try(ctx, entry, false)

@@ -126,6 +126,13 @@ func (f *follower) detach(ctx context.Context, keep bool) (*pb.DetachResponse, e
 	if s.Follow.Conninfo == "" && len(s.Left) == 0 && (keep || len(s.Branches) == 0 && s.Follow.SystemIdentifier == 0) {
 		return nil, fmt.Errorf("%w: no primary is attached", errState)
 	}
+	followed := f.view().line()
+	line := func(l fsm.LeftSlot) stream.Line {
+		if l.Conninfo == s.Follow.Conninfo {
+			return followed
+		}
+		return stream.Line{} // left behind on another primary before
+	}
 	if s.Follow.Conninfo != "" {
 		if err := f.leave(ctx); err != nil {
 			return nil, err
@@ -133,14 +140,14 @@ func (f *follower) detach(ctx context.Context, keep bool) (*pb.DetachResponse, e
 	}
 	resp := &pb.DetachResponse{}
 	if left := f.n.cluster.State().Left; len(left) > 0 {
-		if err := f.dropHold(ctx, left[0]); err != nil {
+		if err := f.dropHold(ctx, left[0], line(left[0])); err != nil {
 			f.warn(err.Error())
 		}
 	}
 	var failed []string
 	var reasons []error
 	for _, l := range f.n.cluster.State().Left {
-		if err := dropSlot(ctx, l); err != nil {
+		if err := dropSlot(ctx, l, line(l)); err != nil {
 			failed, reasons = append(failed, l.Slot), append(reasons, err)
 			continue
 		}
@@ -189,12 +196,14 @@ func (f *follower) leave(ctx context.Context) error {
 	return f.refresh(f.n.cluster.State())
 }
 
-func dropSlot(ctx context.Context, l fsm.LeftSlot) error {
+// dropSlot drops a slot of a server on the line; of several hosts those that are not on it are passed over, since their having no such slot says nothing. The
+// zero Line is any.
+func dropSlot(ctx context.Context, l fsm.LeftSlot, line stream.Line) error {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	for {
 		err := func() error {
-			c, err := stream.Connect(ctx, l.Conninfo, stream.Replication, "everpage detach")
+			c, err := stream.ConnectOne(ctx, l.Conninfo, stream.Replication, "everpage detach", line)
 			if err != nil {
 				return err
 			}

@@ -206,10 +206,10 @@ func (f *follower) holdSlots() ([]string, error) {
 }
 
 // dropHold drops the hold slot, as a detach does.
-func (f *follower) dropHold(ctx context.Context, left fsm.LeftSlot) error {
+func (f *follower) dropHold(ctx context.Context, left fsm.LeftSlot, line stream.Line) error {
 	slots, err := f.holdSlots()
 	for _, slot := range slots {
-		err = errors.Join(err, dropSlot(ctx, fsm.LeftSlot{Conninfo: left.Conninfo, Slot: slot}))
+		err = errors.Join(err, dropSlot(ctx, fsm.LeftSlot{Conninfo: left.Conninfo, Slot: slot}, line))
 	}
 	if err != nil {
 		return fmt.Errorf("the slot that holds WAL for the store could not be dropped: %w", err)

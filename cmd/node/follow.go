@@ -145,17 +145,25 @@ func (f *follower) run(ctx context.Context) error {
 	}
 }
 
-// hearWait bounds how long a node that starts waits for what the others know. Without a majority it follows what it followed last.
-const hearWait = 5 * time.Second
+// How long a node that starts waits for a majority, without which it follows what it followed last, and for what that knows.
+const (
+	hearWait  = 5 * time.Second
+	learnWait = 30 * time.Second
+)
 
 // hear takes over what was agreed on while this node was away, before anything is acknowledged: the primary that it followed last may have been left since.
 func (f *follower) hear(ctx context.Context) {
 	if len(f.n.others()) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, hearWait)
+	asking, cancel := context.WithTimeout(ctx, hearWait)
 	defer cancel()
-	err := f.n.cluster.Sync(ctx)
+	head, err := f.n.cluster.Head(asking)
+	if err == nil {
+		learning, cancel := context.WithTimeout(ctx, learnWait)
+		defer cancel()
+		_, err = f.n.cluster.Until(learning, func(s *cluster.State) bool { return s.Index >= head })
+	}
 	if err == nil {
 		err = f.refresh(f.n.cluster.State())
 	}

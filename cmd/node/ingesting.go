@@ -110,7 +110,7 @@ func (f *follower) tend(ctx context.Context, spool *wal.Spool, branch uint32) er
 		durable, _ := f.n.store.Durable(branch)
 		if progress.Resume == seen && durable.Resume < seen {
 			if err := f.n.store.Flush(); err != nil {
-				f.warn("the store can't write: " + err.Error())
+				f.log.Error("the store can't write", "error", err) // status tells as long as it lasts
 				continue
 			}
 			durable, _ = f.n.store.Durable(branch)

@@ -147,6 +147,7 @@ func (l *leader) dropSlots(ctx context.Context, s *cluster.State) error {
 		return nil
 	}
 	l.slots = time.Now()
+	line := l.n.follow.view().line()
 	var errs []error
 	for _, left := range s.Left {
 		// What the store keeps of a conninfo, from which a cluster was recovered, has no password.
@@ -163,11 +164,11 @@ func (l *leader) dropSlots(ctx context.Context, s *cluster.State) error {
 		}
 		err := func() error {
 			if !left.Former {
-				return dropSlot(ctx, left)
+				return dropSlot(ctx, left, line)
 			}
 			short, cancel := context.WithTimeout(ctx, formerTimeout) // not for as long as it is in use
 			defer cancel()
-			return dropSlot(short, left)
+			return dropSlot(short, left, line)
 		}()
 		if left.Former && errors.Is(err, stream.ErrSlotActive) {
 			// Its node is there, though nobody writes to the store with it any more. It may lose its connection for a moment: that is not to be the end of its slot.
@@ -206,7 +207,7 @@ func (l *leader) dropSlots(ctx context.Context, s *cluster.State) error {
 		}
 		l.n.follow.warn(fmt.Sprintf("node %s is gone for %s: its slot %s is dropped, so that the WAL kept for it doesn't fill the primary's disk; when it comes back it gets what it lacks from the other nodes",
 			x.Name, gone.Round(time.Second), slot))
-		if err := dropSlot(ctx, fsm.LeftSlot{Slot: slot, Conninfo: s.Follow.Conninfo}); err != nil {
+		if err := dropSlot(ctx, fsm.LeftSlot{Slot: slot, Conninfo: s.Follow.Conninfo}, line); err != nil {
 			errs = append(errs, fmt.Errorf("slot %s of node %s, which is gone: %w", slot, x.Name, err))
 			continue
 		}

@@ -146,7 +146,7 @@ func (f *follower) fetchWhile(ctx context.Context, spool *wal.Spool, st state, f
 // giveUpSlot drops this node's slot, which nobody moves on while the node gets its WAL from others: the primary would keep all behind it.
 func (f *follower) giveUpSlot(ctx context.Context, st state) {
 	for {
-		err := dropSlot(ctx, fsm.LeftSlot{Slot: st.Slot, Conninfo: st.Conninfo})
+		err := dropSlot(ctx, fsm.LeftSlot{Slot: st.Slot, Conninfo: st.Conninfo}, st.line())
 		if err == nil || ctx.Err() != nil {
 			return
 		}

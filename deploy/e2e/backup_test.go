@@ -107,7 +107,7 @@ func pgbench(t *testing.T, s *pgtest.Server, args ...string) {
 func TestRecoverFromTheStoreAlone(t *testing.T) {
 	t.Parallel()
 	random := dice(t)
-	s, b := newPrimary(t), newBackedUp(t, "--slot-grace", "4s")
+	s, b := newPrimary(t), newBackedUp(t, "--slot-grace", "15s")
 	pgbench(t, s, "-i", "-s", "2")
 	attach(t, b.node, s)
 	first := caughtUp(t, b.node, s)

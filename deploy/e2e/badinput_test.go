@@ -27,8 +27,8 @@ func TestReadsThatCannotBeAnswered(t *testing.T) {
 		texts []string
 		args  []string
 	}{
-		{5, []string{"FF/1", "is not readable yet", "the primary itself has written WAL up to 0/"}, []string{"page", "get", rel, "0", "--lsn", "FF/1", "--timeout", "500ms"}},
-		{5, []string{"is not readable yet", "the primary itself"}, []string{"rel", "size", rel, "--lsn", "FF/1", "--timeout", "500ms"}},
+		{5, []string{"FF/1", "is not readable yet", "the primary itself has written WAL up to 0/"}, []string{"page", "get", rel, "0", "--lsn", "FF/1", "--timeout", "3s"}},
+		{5, []string{"is not readable yet", "the primary itself"}, []string{"rel", "size", rel, "--lsn", "FF/1", "--timeout", "3s"}},
 		{4, []string{"0/100", "before the oldest readable LSN"}, []string{"page", "get", rel, "0", "--lsn", "0/100"}},
 		{4, []string{"before the base backup"}, []string{"page", "get", rel, "0", "--time", "2001-01-01 00:00:00+00"}},
 		{3, []string{"there is no such relation"}, []string{"page", "get", "base/5/999999", "0"}},

@@ -205,7 +205,7 @@ func TestFlippedBitsInTheSpool(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitState(t, n, "stopped", "spool")
-	refused(t, n, 5, []string{"is not readable yet"}, "page", "get", rel, "0", "--lsn", at.String(), "--timeout", "500ms")
+	refused(t, n, 5, []string{"is not readable yet"}, "page", "get", rel, "0", "--lsn", at.String(), "--timeout", "3s")
 	n.Kill9()
 	flip(t, path, offset, 3)
 	if err := n.StartAgain(t.Context()); err != nil {

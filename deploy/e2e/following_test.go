@@ -117,7 +117,7 @@ func (l *load) stop() {
 // TestSynchronousCommit: commits wait for the node's own fsync, and what connections of the base backup do counts for nothing.
 func TestSynchronousCommit(t *testing.T) {
 	t.Parallel()
-	s := newPrimary(t, map[string]string{"synchronous_standby_names": "node1", "synchronous_commit": "local"})
+	s := newPrimary(t, map[string]string{"synchronous_standby_names": "node1", "synchronous_commit": "local", "autovacuum": "off"})
 	s.MustSQL(t, "postgres", "create table t (i int)", "insert into t select generate_series(1, 100000)")
 	n := newNode(t)
 
@@ -261,7 +261,7 @@ func TestDetach(t *testing.T) {
 	n.Must(t, "page", "get", rel, "0", "--lsn", at.String())
 	s.MustSQL(t, "postgres", "insert into t values (1)")
 	beyond := s.MustSQL(t, "postgres", "select pg_current_wal_lsn()")[0][0]
-	refused(t, n, 5, []string{"no primary is followed", "ends at"}, "page", "get", rel, "0", "--lsn", beyond, "--timeout", "300ms")
+	refused(t, n, 5, []string{"no primary is followed", "ends at"}, "page", "get", rel, "0", "--lsn", beyond, "--timeout", "3s")
 
 	// What was kept goes on where it ended, also over a restart: the primary still has that WAL.
 	n.Kill9()

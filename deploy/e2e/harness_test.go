@@ -151,6 +151,7 @@ func newClient(t *testing.T, n *nodetest.Node) *pageapi.Client {
 func compareStopped(t *testing.T, n *nodetest.Node, s *pgtest.Server) {
 	t.Helper()
 	caughtUp(t, n, s)
+	waitState(t, n, "streaming", "") // the server's last record comes by stream only
 	if err := s.Stop(t.Context(), pgtest.Fast); err != nil {
 		t.Fatal(err)
 	}

@@ -314,7 +314,7 @@ func TestTargets(t *testing.T) {
 		{3, []string{"branch 9"}, []string{"--branch", "9", "--lsn", end.String()}},
 		{4, []string{"oldest readable"}, []string{"--lsn", first.String()}},
 		{4, []string{"before the base backup"}, []string{"--time", "2001-01-01 00:00:00+00"}},
-		{5, []string{"not readable yet"}, []string{"--lsn", (end + 1<<40).String(), "--timeout", "1s"}},
+		{5, []string{"not readable yet"}, []string{"--lsn", (end + 1<<40).String(), "--timeout", "3s"}},
 	} {
 		refused(t, n, c.code, c.texts, append([]string{"restore", absent}, c.args...)...)
 		if _, err := os.Stat(absent); !os.IsNotExist(err) {

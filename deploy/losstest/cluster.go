@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"everpage/deploy/nodetest"
@@ -73,6 +74,23 @@ func digest(ctx context.Context, n *nodetest.Node, at pg.LSN) (sum uint64, pages
 		sum, pages, err = n.Digest(ctx, at)
 		if err == nil || pageapi.CodeOf(err) != pageapi.Unavailable || ctx.Err() != nil {
 			return sum, pages, err
+		}
+	}
+}
+
+// evened waits until all nodes have the same WAL on disk, once the primary is gone: what it sent to some of them only the others get from those.
+func (x *run) evened(ctx context.Context) (pg.LSN, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		list, err := x.cluster.Nodes[0].Members(ctx)
+		if err == nil && len(list) == len(x.cluster.Nodes) && !slices.ContainsFunc(list, func(m nodetest.Member) bool { return m.Durable != list[0].Durable }) {
+			return pg.ParseLSN(list[0].Durable)
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("the nodes don't have the same WAL: %+v, error %w", list, errors.Join(err, ctx.Err()))
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }

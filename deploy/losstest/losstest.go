@@ -431,6 +431,10 @@ func (x *run) loseEverything(ctx context.Context) error {
 	if err := x.primary.Kill9(ctx); err != nil {
 		return err
 	}
+	durable, err := x.evened(ctx)
+	if err != nil {
+		return err
+	}
 	before, err := x.leader(ctx)
 	if err != nil {
 		return err
@@ -441,15 +445,8 @@ func (x *run) loseEverything(ctx context.Context) error {
 	if shown, err := x.infoLag(ctx); err != nil || shown != x.r.Lag {
 		return fmt.Errorf("info shows an archive lag of %d bytes, backup list of %d: %w", shown, x.r.Lag, err)
 	}
-	durable := before.Archive.End + pg.LSN(before.Archive.Lag)
-	for _, n := range x.cluster.Nodes {
-		st, err := n.Status(ctx)
-		if err != nil {
-			return err
-		}
-		if have, err := pg.ParseLSN(st.Durable); err != nil || have != durable {
-			return fmt.Errorf("a node has WAL up to %s, by the archive's end and lag it is %s: %w", st.Durable, durable, err)
-		}
+	if end := before.Archive.End + pg.LSN(before.Archive.Lag); end != durable {
+		return fmt.Errorf("the nodes have WAL up to %s, by the archive's end and lag it is %s", durable, end)
 	}
 	// Nobody may archive more once the store is back.
 	for _, n := range x.cluster.Nodes {
