@@ -48,11 +48,13 @@ var statements = []string{
 	"select nextval('seq') from generate_series(1, 40)",
 	"truncate fleeting; insert into fleeting select generate_series(1, 1000)",
 	"vacuum rows",
-	"reindex table rows",
-	"checkpoint",
-	"select case when $n % 10 = 0 then pg_switch_wal() end", // each costs a whole segment
 	"select pg_logical_emit_message(false, 'killtest', repeat('m', 30000))",
 }
+
+// costly are drawn seldom: each makes a lot of WAL, of pages for the first time after a checkpoint and of the rest of a segment.
+var costly = []string{"reindex table rows", "checkpoint", "select pg_switch_wal()"}
+
+const costlyOnce = 40 // in so many draws
 
 // load is the work that goes on while servers are killed. All of it shrugs off errors: they are what killing makes.
 type load struct {
@@ -82,7 +84,11 @@ func startLoad(ctx context.Context, s *pgtest.Server, seed uint64) *load {
 				number++
 				n := number
 				numbers.Unlock()
-				return strings.ReplaceAll(statements[random.IntN(len(statements))], "$n", strconv.Itoa(n))
+				list := statements
+				if random.IntN(costlyOnce) == 0 {
+					list = costly
+				}
+				return strings.ReplaceAll(list[random.IntN(len(list))], "$n", strconv.Itoa(n))
 			})
 		})
 	}
