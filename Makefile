@@ -29,7 +29,7 @@ servers: ## fetch the PostgreSQL and S3 servers that tests run against
 
 .PHONY: test
 test: servers ## all tests, at most 20 minutes on 2 cores
-	$(GO) test -timeout 20m ./...
+	$(GO) test -timeout 30m ./...
 
 .PHONY: race
 race: servers ## the tests of packages with goroutines, under the race detector
