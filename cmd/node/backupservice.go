@@ -286,9 +286,9 @@ func (n *Node) comparePage(ctx context.Context, key pg.PageKey, at pg.LSN, repor
 		report(fmt.Sprintf("page %s at %s: in the store: %v", key, at, err))
 		return nil
 	}
-	same := len(here) == len(there)
-	for i := 0; same && i < len(here); i++ {
-		same = here[i].LSN == there[i].LSN && string(here[i].Value) == string(there[i].Value)
+	same, err := n.store.SameVersions(n.follow.main(), key, here, there)
+	if err != nil {
+		return err
 	}
 	if same {
 		return nil

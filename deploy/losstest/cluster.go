@@ -4,11 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
+	"everpage/backup/archive"
+	"everpage/backup/store"
 	"everpage/deploy/nodetest"
 	"everpage/pageapi"
+	"everpage/wal"
 	"everpage/wal/pg"
 )
 
@@ -93,4 +99,76 @@ func (x *run) evened(ctx context.Context) (pg.LSN, error) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// cutOff ends the store under load, and lets the load go on for a while.
+func (x *run) cutOff(ctx context.Context) error {
+	for {
+		leader, err := x.leads(ctx)
+		if err != nil {
+			return err
+		}
+		x.s3.Kill()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(x.o.Load / 4):
+		}
+		now, err := x.leads(ctx)
+		if err != nil {
+			return err
+		}
+		b, err := x.leader(ctx)
+		if err != nil {
+			return err
+		}
+		stored, err := x.stored(ctx)
+		if err != nil {
+			return err
+		}
+		// A new leader, which can't see what the store has, can't tell the lag. An object that got there without an answer makes less be lost than is shown, and a whole
+		// segment may end with the beginning of a record. Then it is done anew: what is lost is to be held against what is shown to the byte.
+		if now == leader && stored == b.Archive.End && stored%wal.DefaultSegmentSize != 0 {
+			return nil
+		}
+		if err := x.s3.StartAgain(ctx); err != nil {
+			return err
+		}
+		if r := x.cluster.Nodes[0].Run(ctx, "backup", "now"); r.Code != 0 {
+			return fmt.Errorf("backup now: %s", r.Stderr)
+		}
+	}
+}
+
+// stored is where the WAL ends in the store, which does not run, by a copy of its files.
+func (x *run) stored(ctx context.Context) (pg.LSN, error) {
+	rows, err := x.primary.SQL(ctx, "postgres", "select system_identifier from pg_control_system()")
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.ParseUint(rows[0][0], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	dir := filepath.Join(x.o.Dir, "stored")
+	if err := os.RemoveAll(dir); err != nil {
+		return 0, err
+	}
+	if err := os.CopyFS(filepath.Join(dir, "wal"), os.DirFS(x.s3.Path("history", "cluster/wal"))); err != nil {
+		return 0, err
+	}
+	files, err := store.OpenFile(dir)
+	if err != nil {
+		return 0, err
+	}
+	inv, err := archive.List(ctx, files, archive.ID{SystemID: system, SegmentSize: wal.DefaultSegmentSize})
+	if err != nil {
+		return 0, err
+	}
+	const timeline = 1
+	first, ok := inv.First(timeline)
+	if !ok {
+		return 0, errors.New("the store has no WAL")
+	}
+	return inv.End(wal.History{Timeline: timeline}, first), nil
 }

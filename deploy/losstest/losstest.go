@@ -398,31 +398,8 @@ func (x *run) againstStock(ctx context.Context) error {
 
 // loseEverything has the store away for a moment, so that there is a lag, and then deletes the nodes and the primary. What is lost is that lag.
 func (x *run) loseEverything(ctx context.Context) error {
-	for {
-		leader, err := x.leads(ctx)
-		if err != nil {
-			return err
-		}
-		x.s3.Kill()
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(x.o.Load / 4):
-		}
-		now, err := x.leads(ctx)
-		if err != nil {
-			return err
-		}
-		if now == leader {
-			break
-		}
-		// A new leader, which can't see what the store has, can't tell the lag either.
-		if err := x.s3.StartAgain(ctx); err != nil {
-			return err
-		}
-		if r := x.cluster.Nodes[0].Run(ctx, "backup", "now"); r.Code != 0 {
-			return fmt.Errorf("backup now: %s", r.Stderr)
-		}
+	if err := x.cutOff(ctx); err != nil {
+		return err
 	}
 	x.load.stop()
 	if _, err := x.caughtUp(ctx); err != nil {
