@@ -286,10 +286,7 @@ func (n *Node) comparePage(ctx context.Context, key pg.PageKey, at pg.LSN, repor
 		report(fmt.Sprintf("page %s at %s: in the store: %v", key, at, err))
 		return nil
 	}
-	same, err := n.store.SameVersions(n.follow.main(), key, here, there)
-	if err != nil {
-		return err
-	}
+	same, unlike := n.store.SameVersions(n.follow.main(), key, here, there)
 	if same {
 		return nil
 	}
@@ -297,7 +294,11 @@ func (n *Node) comparePage(ctx context.Context, key pg.PageKey, at pg.LSN, repor
 		return err
 	}
 	if !same {
-		report(fmt.Sprintf("page %s at %s: %d versions here and %d in the store differ", key, at, len(here), len(there)))
+		text := fmt.Sprintf("page %s at %s: %d versions here and %d in the store differ", key, at, len(here), len(there))
+		if unlike != nil {
+			text += ": " + unlike.Error()
+		}
+		report(text)
 	}
 	return nil
 }
