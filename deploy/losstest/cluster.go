@@ -103,7 +103,8 @@ func (x *run) evened(ctx context.Context) (pg.LSN, error) {
 
 // cutOff ends the store under load, and lets the load go on for a while.
 func (x *run) cutOff(ctx context.Context) error {
-	for {
+	const tries = 20
+	for try := 1; ; try++ {
 		leader, err := x.leads(ctx)
 		if err != nil {
 			return err
@@ -131,6 +132,10 @@ func (x *run) cutOff(ctx context.Context) error {
 		if now == leader && stored == b.Archive.End && stored%wal.DefaultSegmentSize != 0 {
 			return nil
 		}
+		if try == tries {
+			return fmt.Errorf("the store ends at %s, the archiver says %s, for the %d. time; the leader is %s, it was %s", stored, b.Archive.End, try, now.Address(), leader.Address())
+		}
+		x.o.Logf("cut off again: the store ends at %s, the archiver says %s; the leader is another one: %t", stored, b.Archive.End, now != leader)
 		if err := x.s3.StartAgain(ctx); err != nil {
 			return err
 		}
