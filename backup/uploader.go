@@ -152,7 +152,7 @@ func (u *Uploader) Run(ctx context.Context) error {
 		}
 		err := u.upload(ctx)
 		for range maxOvertaken {
-			if ctx.Err() != nil || !errors.Is(err, ErrConflict) && !errors.Is(err, store.ErrNotExist) {
+			if asked == nil || ctx.Err() != nil || !errors.Is(err, ErrConflict) && !errors.Is(err, store.ErrNotExist) {
 				break
 			}
 			err = u.upload(ctx)
@@ -222,7 +222,7 @@ func (u *Uploader) awaitArchive(ctx context.Context) error {
 	return nil
 }
 
-// maxOvertaken is how often an upload is made again at once that a collection or another node was faster than.
+// maxOvertaken is how often an upload that somebody waits for is made again at once, where a collection or another node was faster. Others have their time.
 const maxOvertaken = 2
 
 const (

@@ -302,25 +302,30 @@ func bytesUnder(dir string) (sum int64, err error) {
 	return sum, err
 }
 
-// plateau compares what was taken in the second and in the last third of a soak, on average: where one is reached both are alike. What is collected, and what is
-// made anew, goes in steps, so that the least or the most of a third would tell where in a step it began.
+// plateau compares what was taken in the second and in the last third of a soak, on average and at most: where one is reached both are alike. What is collected,
+// and what is made anew, goes in steps; the least of a third would tell where in a step it began.
 type plateau struct{ middle, last span }
 
-// span is what was taken at least, at most and on average, and how much WAL the window had on average.
+// span is what was taken at least, at most and on average, and how much WAL the window had at most and on average.
 type span struct {
-	least, most   int64
-	mean, meanWAL float64
+	least, most, mostWAL int64
+	mean, meanWAL        float64
 }
 
 // By how much the last third may be above the second, for as much WAL in the window: a machine that does much else lets the load through in bursts.
 const slack = 1.3
 
 func (p plateau) reached() bool {
-	more := 1.0
-	if p.middle.meanWAL > 0 {
-		more = max(1, p.last.meanWAL/p.middle.meanWAL)
+	return p.last.mean <= slack*grown(p.middle.meanWAL, p.last.meanWAL)*p.middle.mean &&
+		float64(p.last.most) <= slack*grown(float64(p.middle.mostWAL), float64(p.last.mostWAL))*float64(p.middle.most)
+}
+
+// grown is by how much more WAL the windows had later; 1 where it is no more.
+func grown(before, after float64) float64 {
+	if before <= 0 {
+		return 1
 	}
-	return p.last.mean <= slack*more*p.middle.mean
+	return max(1, after/before)
 }
 
 func (s span) String() string {
@@ -342,7 +347,7 @@ func spanOf(samples []sample, of func(sample) int64) (s span) {
 		if i == 0 {
 			s.least = v
 		}
-		s.least, s.most = min(s.least, v), max(s.most, v)
+		s.least, s.most, s.mostWAL = min(s.least, v), max(s.most, v), max(s.mostWAL, x.wal)
 		s.mean += float64(v) / float64(len(samples))
 		s.meanWAL += float64(x.wal) / float64(len(samples))
 	}
